@@ -1,0 +1,73 @@
+"""The batcher's settings: the `[batcher]` table of steploom.toml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from steploom_common.settings import ConfigError, check, section, setting
+
+
+@dataclass(frozen=True)
+class TierConfig:
+    """A named class of service."""
+
+    steps: int = setting(35, "denoising steps where the request names none", at_least=1, at_most=1000)
+    weight: float = setting(1.0, "share of the device under contention, relative to other tiers", above=0, at_most=1000)
+    deadline_s: float = setting(60.0, "seconds to the answer where the call has no deadline", above=0, at_most=3600)
+    max_queued: int = setting(256, "jobs that may wait for a slot; more are refused", at_least=0, at_most=1_000_000)
+    adapter: str = setting("", "low-rank adapter of this tier's rows; empty: none")
+
+    def __post_init__(self) -> None:
+        check(self, "tier")
+
+
+def default_tiers() -> dict[str, TierConfig]:
+    """A free tier of few steps and a pro tier of many."""
+    return {
+        "free": TierConfig(steps=3, weight=1.0, deadline_s=20.0),
+        "pro": TierConfig(steps=35, weight=2.0, deadline_s=60.0),
+    }
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """What the pure scheduler needs."""
+
+    policy: str = setting(
+        "step",
+        "what a batch is made of: rows of any jobs at every tick, or whole requests that run to their end",
+        choices=("step", "request"),
+    )
+    default_tier: str = setting("pro", "tier of a request that names none")
+    ticks_in_flight: int = setting(2, "ticks a worker holds, running or waiting", at_least=1, at_most=8)
+    max_rows: int = setting(64, "most rows of a tick, whatever buckets a worker has", at_least=3, at_most=4096)
+    batch_gain: float = setting(
+        0.08, "a bucket is enlarged while a row stays this share above the cheapest row", at_least=0, at_most=1
+    )
+    max_queue_delay_s: float = setting(
+        0.002, "seconds an idle worker waits at most for company, where it pays", at_least=0, at_most=10
+    )
+    max_wait_s: float = setting(
+        5.0, "seconds without a tick after which a running job goes before all others", above=0, at_most=600
+    )
+    worker_grace_s: float = setting(
+        30.0, "seconds for which a lost worker is expected back and jobs are still admitted", at_least=0, at_most=3600
+    )
+    max_crashes: int = setting(3, "workers a job may lose before it is failed", at_least=1, at_most=100)
+    tiers: dict[str, TierConfig] = section(default_tiers, "classes of service, by name")
+
+    def __post_init__(self) -> None:
+        check(self, "batcher")
+        if self.default_tier not in self.tiers:
+            known = ", ".join(self.tiers) or "none"
+            raise ConfigError("batcher.default_tier", f"is {self.default_tier!r}, must be one of the tiers: {known}")
+
+
+@dataclass(frozen=True)
+class BatcherConfig(SchedulerConfig):
+    """The whole `[batcher]` table: the scheduler's settings and the service's."""
+
+    workers: tuple[str, ...] = setting((), "addresses of engine workers; empty: those that `steploom up` starts")
+    drain_s: float = setting(30.0, "seconds for running jobs to end once asked to stop", at_least=0, at_most=3600)
+    min_backoff_s: float = setting(0.1, "seconds before the first new try to reach a worker", above=0, at_most=60)
+    max_backoff_s: float = setting(2.0, "seconds between later tries", above=0, at_most=600)

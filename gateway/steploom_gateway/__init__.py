@@ -1,0 +1,1 @@
+"""The front door: public API, limits, image codec. Never imports torch."""

@@ -1,0 +1,1 @@
+"""The operations around the UNet, each with its plain-torch reference."""

@@ -1,0 +1,1 @@
+"""Steploom: the SDK, the command line and the local supervisor."""

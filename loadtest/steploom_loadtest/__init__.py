@@ -1,0 +1,1 @@
+"""Load, simulation and benchmarks of the scheduler."""
