@@ -18,7 +18,7 @@ class TierConfig:
     adapter: str = setting("", "low-rank adapter of this tier's rows; empty: none")
 
     def __post_init__(self) -> None:
-        check(self, "tier")
+        check(self)
 
 
 def default_tiers() -> dict[str, TierConfig]:
@@ -57,10 +57,10 @@ class SchedulerConfig:
     tiers: dict[str, TierConfig] = section(default_tiers, "classes of service, by name")
 
     def __post_init__(self) -> None:
-        check(self, "batcher")
+        check(self)
         if self.default_tier not in self.tiers:
             known = ", ".join(self.tiers) or "none"
-            raise ConfigError("batcher.default_tier", f"is {self.default_tier!r}, must be one of the tiers: {known}")
+            raise ConfigError("default_tier", f"is {self.default_tier!r}, must be one of the tiers: {known}")
 
 
 @dataclass(frozen=True)

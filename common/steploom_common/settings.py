@@ -83,7 +83,7 @@ def section(factory: Any, help: str) -> Any:
     return field(default_factory=factory, metadata={"section": help})
 
 
-def check(config: Any, prefix: str) -> None:
+def check(config: Any) -> None:
     """Holds every setting of `config` against its rule. Call it from `__post_init__`.
 
     Raises:
@@ -93,7 +93,7 @@ def check(config: Any, prefix: str) -> None:
         rule: Rule | None = item.metadata.get("rule")
         problem = rule.problem(getattr(config, item.name)) if rule else None
         if problem:
-            raise ConfigError(f"{prefix}.{item.name}", problem)
+            raise ConfigError(item.name, problem)
 
 
 def from_table(cls: type[Config], table: Mapping[str, Any], prefix: str) -> Config:
@@ -108,7 +108,10 @@ def from_table(cls: type[Config], table: Mapping[str, Any], prefix: str) -> Conf
         if key not in known:
             raise ConfigError(f"{prefix}.{key}" if prefix else key, _unknown(key, known))
     values = {key: _convert(hints[key], value, f"{prefix}.{key}" if prefix else key) for key, value in table.items()}
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}.{error.key}" if prefix else error.key, error.problem) from None
 
 
 def _unknown(key: str, known: list[str]) -> str:
