@@ -57,8 +57,9 @@ class NotFound(SteploomError):
     status = grpc.StatusCode.NOT_FOUND
 
     def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
-        super().__init__(f"{kind} {name!r} does not exist; there {'is' if len(known) == 1 else 'are'}: "
-                         f"{', '.join(known) or 'none'}")
+        super().__init__(
+            f"{kind} {name!r} does not exist; there {'is' if len(known) == 1 else 'are'}: {', '.join(known) or 'none'}"
+        )
 
 
 class Exhausted(SteploomError):

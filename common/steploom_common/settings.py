@@ -10,10 +10,12 @@ import dataclasses
 import difflib
 import json
 import math
+import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
@@ -190,3 +192,28 @@ def _literal(value: Any) -> str:
 def replace(config: Config, **changes: Any) -> Config:
     """A copy of `config` with the changes that are not None; checked like any other."""
     return dataclasses.replace(config, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[type-var]
+
+
+def read_section(path: Path | None, name: str, cls: type[Config]) -> Config:
+    """The table `name` of a TOML file as `cls`; defaults where there is no file or no such table.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, or a key of the table is wrong.
+    """
+    return from_table(cls, _table(read_toml(path).get(name, {}), name), name)
+
+
+def read_toml(path: Path | None) -> dict[str, Any]:
+    """The tables of a TOML file; empty without a path.
+
+    Raises:
+        ConfigError: the file is missing or no TOML.
+    """
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"is not TOML: {error}") from None
