@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("job_id", "tier", "model", "instruction", "pixels", "output", "steps", "guidance_scale", "image_guidance_scale", "seed", "sampler", "deadline_unix_s", "preview_every", "adapter")
+    __slots__ = ("job_id", "tier", "model", "instruction", "pixels", "output", "steps", "guidance_scale", "image_guidance_scale", "seed", "sampler", "deadline_unix_s", "preview_every", "adapter", "without_progress")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class SubmitRequest(_message.Message):
     DEADLINE_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_PROGRESS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     tier: str
     model: str
@@ -38,7 +39,8 @@ class SubmitRequest(_message.Message):
     deadline_unix_s: float
     preview_every: int
     adapter: str
-    def __init__(self, job_id: _Optional[str] = ..., tier: _Optional[str] = ..., model: _Optional[str] = ..., instruction: _Optional[str] = ..., pixels: _Optional[_Union[_worker_pb2.Pixels, _Mapping]] = ..., output: _Optional[_Union[_worker_pb2.Region, _Mapping]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., image_guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[_image_pb2.Sampler, str]] = ..., deadline_unix_s: _Optional[float] = ..., preview_every: _Optional[int] = ..., adapter: _Optional[str] = ...) -> None: ...
+    without_progress: bool
+    def __init__(self, job_id: _Optional[str] = ..., tier: _Optional[str] = ..., model: _Optional[str] = ..., instruction: _Optional[str] = ..., pixels: _Optional[_Union[_worker_pb2.Pixels, _Mapping]] = ..., output: _Optional[_Union[_worker_pb2.Region, _Mapping]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., image_guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[_image_pb2.Sampler, str]] = ..., deadline_unix_s: _Optional[float] = ..., preview_every: _Optional[int] = ..., adapter: _Optional[str] = ..., without_progress: _Optional[bool] = ...) -> None: ...
 
 class JobEvent(_message.Message):
     __slots__ = ("admitted", "started", "step", "finished")
@@ -81,6 +83,18 @@ class JobEvent(_message.Message):
     step: JobEvent.Step
     finished: JobEvent.Finished
     def __init__(self, admitted: _Optional[_Union[JobEvent.Admitted, _Mapping]] = ..., started: _Optional[_Union[JobEvent.Started, _Mapping]] = ..., step: _Optional[_Union[JobEvent.Step, _Mapping]] = ..., finished: _Optional[_Union[JobEvent.Finished, _Mapping]] = ...) -> None: ...
+
+class CancelRequest(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class CancelResponse(_message.Message):
+    __slots__ = ("was_alive",)
+    WAS_ALIVE_FIELD_NUMBER: _ClassVar[int]
+    was_alive: bool
+    def __init__(self, was_alive: _Optional[bool] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()

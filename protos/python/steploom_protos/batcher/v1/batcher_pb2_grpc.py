@@ -39,6 +39,11 @@ class BatcherStub:
                 request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.SubmitRequest.SerializeToString,
                 response_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.JobEvent.FromString,
                 _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/steploom.batcher.v1.Batcher/Cancel',
+                request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.CancelRequest.SerializeToString,
+                response_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.CancelResponse.FromString,
+                _registered_method=True)
         self.Status = channel.unary_unary(
                 '/steploom.batcher.v1.Batcher/Status',
                 request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.StatusRequest.SerializeToString,
@@ -57,6 +62,14 @@ class BatcherServicer:
     def Submit(self, request, context):
         """Runs one job. The first event is `admitted`, or the call ends at once with the status of the refusal;
         the last is `finished`. Cancelling the call cancels the job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cancel(self, request, context):
+        """Ends a job, if it still lives, and returns when no worker touches its regions any more: only then may a caller
+        whose Submit call was cancelled give them back. Submit, where it is still open, ends with CANCELLED at that moment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,6 +96,11 @@ def add_BatcherServicer_to_server(servicer, server):
                     servicer.Submit,
                     request_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.SubmitRequest.FromString,
                     response_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.JobEvent.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.CancelRequest.FromString,
+                    response_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.CancelResponse.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -122,6 +140,33 @@ class Batcher:
             '/steploom.batcher.v1.Batcher/Submit',
             steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.SubmitRequest.SerializeToString,
             steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.JobEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steploom.batcher.v1.Batcher/Cancel',
+            steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.CancelRequest.SerializeToString,
+            steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.CancelResponse.FromString,
             options,
             channel_credentials,
             insecure,

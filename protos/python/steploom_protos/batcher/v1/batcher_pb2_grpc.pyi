@@ -35,6 +35,10 @@ class BatcherStub:
     """Runs one job. The first event is `admitted`, or the call ends at once with the status of the refusal;
     the last is `finished`. Cancelling the call cancels the job.
     """
+    Cancel: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.CancelRequest, _batcher_pb2.CancelResponse]
+    """Ends a job, if it still lives, and returns when no worker touches its regions any more: only then may a caller
+    whose Submit call was cancelled give them back. Submit, where it is still open, ends with CANCELLED at that moment.
+    """
     Status: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.StatusRequest, _batcher_pb2.StatusResponse]
     """What is up, queued and running now."""
     Drain: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.DrainRequest, _batcher_pb2.DrainResponse]
@@ -46,6 +50,10 @@ class BatcherAsyncStub(BatcherStub):
     Submit: _aio.UnaryStreamMultiCallable[_batcher_pb2.SubmitRequest, _batcher_pb2.JobEvent]  # type: ignore[assignment]
     """Runs one job. The first event is `admitted`, or the call ends at once with the status of the refusal;
     the last is `finished`. Cancelling the call cancels the job.
+    """
+    Cancel: _aio.UnaryUnaryMultiCallable[_batcher_pb2.CancelRequest, _batcher_pb2.CancelResponse]  # type: ignore[assignment]
+    """Ends a job, if it still lives, and returns when no worker touches its regions any more: only then may a caller
+    whose Submit call was cancelled give them back. Submit, where it is still open, ends with CANCELLED at that moment.
     """
     Status: _aio.UnaryUnaryMultiCallable[_batcher_pb2.StatusRequest, _batcher_pb2.StatusResponse]  # type: ignore[assignment]
     """What is up, queued and running now."""
@@ -61,6 +69,16 @@ class BatcherServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_batcher_pb2.JobEvent], _abc.AsyncIterator[_batcher_pb2.JobEvent]]:
         """Runs one job. The first event is `admitted`, or the call ends at once with the status of the refusal;
         the last is `finished`. Cancelling the call cancels the job.
+        """
+
+    @_abc_1.abstractmethod
+    def Cancel(
+        self,
+        request: _batcher_pb2.CancelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batcher_pb2.CancelResponse, _abc.Awaitable[_batcher_pb2.CancelResponse]]:
+        """Ends a job, if it still lives, and returns when no worker touches its regions any more: only then may a caller
+        whose Submit call was cancelled give them back. Submit, where it is still open, ends with CANCELLED at that moment.
         """
 
     @_abc_1.abstractmethod
