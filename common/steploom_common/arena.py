@@ -132,7 +132,7 @@ class ArenaViews:
         return self._maps[path]
 
     def _forget_removed(self) -> None:
-        for path in [path for path in self._maps if not os.path.exists(path)]:
+        for path in [path for path in self._maps if not Path(path).exists()]:
             del self._maps[path]  # unmapped when the last array over it goes
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import grpc
 from google.protobuf import duration_pb2
@@ -23,14 +22,14 @@ class Violation:
 class SteploomError(Exception):
     """An error that answers one request; the service goes on."""
 
-    status: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    status: grpc.StatusCode = grpc.StatusCode.INTERNAL
 
     def details(self) -> Sequence[Message]:
         """google.rpc messages for the status details."""
         return ()
 
-    def trailers(self) -> Sequence[tuple[str, str]]:
-        """Metadata to send with the status."""
+    def trailers(self) -> Sequence[tuple[str, str | bytes]]:
+        """Metadata to send with the status; bytes under a key that ends in `-bin`."""
         return ()
 
 
@@ -105,7 +104,7 @@ class Unavailable(SteploomError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
-    def trailers(self) -> Sequence[tuple[str, str]]:
+    def trailers(self) -> Sequence[tuple[str, str | bytes]]:
         return (("grpc-retry-pushback-ms", str(int(self.retry_after_s * 1000))),)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-import os
 import secrets
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import grpc.aio
 from google.protobuf import any_pb2
 from google.rpc import status_pb2
 
-from steploom_common.errors import SteploomError
+from steploom_common.errors import InvalidRequest, SteploomError, Violation
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ INTERNAL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.enable_http_proxy", 0),
+    ("grpc.so_reuseport", 0),  # a second service on a taken port is an error, not a silent share of its calls
 ]
 
 
@@ -44,44 +47,95 @@ def bind(server: grpc.aio.Server, address: str) -> int:
     Raises:
         BindError: the port is taken, or the socket's folder cannot be written.
     """
-    if address.startswith("unix:"):
-        path = Path(address.removeprefix("unix:"))
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
+    path = Path(address.removeprefix("unix:")) if address.startswith("unix:") else None
     try:
+        if path is not None:
+            _make_way(path)
         port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise BindError(f"cannot listen on {address}: is another service using it?") from error
-    if address.startswith("unix:"):
-        os.chmod(address.removeprefix("unix:"), 0o600)
+        if path is not None:
+            path.chmod(0o600)
+    except (RuntimeError, OSError) as error:
+        cause = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else "is another service using it?"
+        raise BindError(f"cannot listen on {address}: {cause}") from error
     return port
 
 
+def _make_way(path: Path) -> None:
+    """Makes the socket's folder, and removes a socket on which nobody listens any more.
+
+    Raises:
+        OSError: the folder cannot be made, a service listens there, or something other than a socket is in the way.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise FileExistsError(17, "a file that is no socket is in the way", str(path))
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+    raise FileExistsError(17, "another service listens there", str(path))
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns a `SteploomError` into its status and details, and anything else into INTERNAL with an error id."""
+    """Turns a `SteploomError` into its status and details, and anything else into INTERNAL with an error id.
+
+    A message that is no protobuf of its type is INVALID_ARGUMENT. A cancelled stream closes its generator at once, so
+    that its `finally` runs then and not when the garbage is collected.
+    """
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                _guard_unary(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+                _guard_unary(handler.unary_unary), _tolerant(handler.request_deserializer), handler.response_serializer
             )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream), handler.request_deserializer, handler.response_serializer
+                _guard_stream(handler.unary_stream),
+                _tolerant(handler.request_deserializer),
+                handler.response_serializer,
+            )
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                _guard_stream(handler.stream_stream), handler.request_deserializer, handler.response_serializer
             )
         return handler
+
+
+class _Unreadable:
+    """Stands for a message that could not be parsed."""
+
+
+def _tolerant(deserializer: Any) -> Any:
+    def parse(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except Exception:  # whatever the parser says of bytes from outside, the bytes are wrong
+            return _Unreadable()
+
+    return parse if deserializer is not None else None
+
+
+def _check_readable(request: Any) -> None:
+    if isinstance(request, _Unreadable):
+        raise InvalidRequest(Violation("", "the message cannot be parsed: it is no protobuf of this method's type"))
 
 
 def _guard_unary(behaviour: Any) -> Any:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
+            _check_readable(request)
             return await behaviour(request, context)
         except Exception as error:
             await abort(context, error)
@@ -90,10 +144,15 @@ def _guard_unary(behaviour: Any) -> Any:
 
 
 def _guard_stream(behaviour: Any) -> Any:
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         try:
-            async for response in behaviour(request, context):
-                yield response
+            _check_readable(request)
+            if not inspect.isasyncgenfunction(behaviour):
+                await behaviour(request, context)  # writes to the context itself
+                return
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    await context.write(response)
         except Exception as error:
             await abort(context, error)
 
@@ -108,7 +167,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
         trailers = [*error.trailers()]
         details = error.details()
         if details:
-            trailers.append(("grpc-status-details-bin", _rich_status(error, details)))  # type: ignore[arg-type]
+            trailers.append(("grpc-status-details-bin", _rich_status(error, details)))
         await context.abort(error.status, str(error), tuple(trailers))
     error_id = secrets.token_hex(6)
     log.error("error id %s", error_id, exc_info=error)
@@ -121,7 +180,8 @@ def _rich_status(error: SteploomError, details: Any) -> bytes:
         row = any_pb2.Any()
         row.Pack(detail)
         rows.append(row)
-    return status_pb2.Status(code=error.status.value[0], message=str(error), details=rows).SerializeToString()
+    status: bytes = status_pb2.Status(code=error.status.value[0], message=str(error), details=rows).SerializeToString()
+    return status
 
 
 class Shutdown:
