@@ -1,0 +1,110 @@
+"""The runtime folder: sockets, the lock that makes one `up` the only one, and what other commands read of it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from steploom_common.settings import ConfigError
+
+MAX_SOCKET_PATH = 107  # bytes: sun_path of unix(7) less its NUL
+_LONGEST_SOCKET = "/worker-999.sock"
+
+
+class AlreadyRunning(Exception):
+    """Another `up` holds the runtime folder."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What `up` has started, for the other commands."""
+
+    pid: int  # of the supervisor
+    gateway: str  # host:port
+    batcher: str  # address of the batcher's socket
+    workers: tuple[str, ...]  # addresses of the workers' sockets
+
+
+class RuntimeDir:
+    """A folder of this user alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    def __repr__(self) -> str:
+        return f"RuntimeDir({self.path})"
+
+    def address(self, service: str) -> str:
+        """The address of a service's socket."""
+        return f"unix:{self.path / service}.sock"
+
+    @property
+    def config_file(self) -> Path:
+        """The effective configuration that the services read."""
+        return self.path / "steploom.toml"
+
+    def create(self) -> None:
+        """Makes the folder with owner-only rights.
+
+        Raises:
+            ConfigError: it cannot be made, belongs to somebody else, or its path is too long for a socket.
+        """
+        too_long = len(os.fsencode(self.path)) + len(_LONGEST_SOCKET) - MAX_SOCKET_PATH
+        if too_long > 0:
+            raise ConfigError("up.runtime_dir", f"{self.path} is {too_long} bytes too long for a Unix socket")
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = self.path.lstat()
+        except OSError as error:
+            raise ConfigError("up.runtime_dir", f"{self.path} cannot be made: {error.strerror}") from None
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise ConfigError("up.runtime_dir", f"{self.path} is not a folder of this user")
+        self.path.chmod(0o700)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process; the kernel lets go of it when the process ends.
+
+        Raises:
+            AlreadyRunning: another process holds it.
+        """
+        with (self.path / "lock").open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                owner = handle.read().strip() or "unknown"
+                raise AlreadyRunning(f"already running here: {self.path} is held by process {owner}") from None
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            yield
+
+    def write_services(self, services: Services) -> None:
+        """Tells the other commands what runs."""
+        draft = self._services_file.with_suffix(".new")
+        draft.write_text(json.dumps(asdict(services)))
+        draft.replace(self._services_file)
+
+    def read_services(self) -> Services | None:
+        """What an `up` has started here, or None."""
+        try:
+            table = json.loads(self._services_file.read_text())
+            return Services(**(table | {"workers": tuple(table["workers"])}))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def clear(self) -> None:
+        """Removes what a run leaves behind, all but the lock's file."""
+        for file in (*self.path.glob("*.sock"), self._services_file, self.config_file):
+            file.unlink(missing_ok=True)
+
+    @property
+    def _services_file(self) -> Path:
+        return self.path / "services.json"
