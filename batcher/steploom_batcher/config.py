@@ -40,6 +40,9 @@ class SchedulerConfig:
     )
     default_tier: str = setting("pro", "tier of a request that names none")
     ticks_in_flight: int = setting(2, "ticks a worker holds, running or waiting", at_least=1, at_most=8)
+    lead_s: float = setting(
+        0.005, "seconds before the predicted end of a tick at which the next is planned", at_least=0, at_most=10
+    )
     max_rows: int = setting(64, "most rows of a tick, whatever buckets a worker has", at_least=3, at_most=4096)
     batch_gain: float = setting(
         0.08, "a bucket is enlarged while a row stays this share above the cheapest row", at_least=0, at_most=1
@@ -54,7 +57,7 @@ class SchedulerConfig:
         30.0, "seconds for which a lost worker is expected back and jobs are still admitted", at_least=0, at_most=3600
     )
     max_crashes: int = setting(3, "workers a job may lose before it is failed", at_least=1, at_most=100)
-    tiers: dict[str, TierConfig] = section(default_tiers, "classes of service, by name")
+    tiers: dict[str, TierConfig] = section(default_tiers, "classes of service, by name")  # noqa: RUF009
 
     def __post_init__(self) -> None:
         check(self)

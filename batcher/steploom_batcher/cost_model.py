@@ -1,0 +1,70 @@
+"""Seconds that a tick takes, by stage and bucket: measured at warm-up, corrected by what ticks really took."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from steploom_batcher.types import Stage, StageCosts
+
+# Weight of a new measurement: a steady change of speed is followed within some twenty ticks of a bucket.
+_SMOOTHING = 0.1
+
+
+class CostModel:
+    """The cost table of one worker.
+
+    Args:
+        costs: seconds of each bucket of each stage.
+        max_rows: buckets above it are not used.
+
+    Raises:
+        ValueError: a stage has no usable bucket.
+    """
+
+    def __init__(self, costs: StageCosts, max_rows: int) -> None:
+        self._seconds: dict[Stage, dict[int, float]] = {}
+        self._buckets: dict[Stage, list[int]] = {}
+        for stage in Stage:
+            buckets = sorted(bucket for bucket in costs.get(stage, {}) if bucket <= max_rows)
+            if not buckets:
+                raise ValueError(f"the worker has no {stage.name.lower()} bucket of at most {max_rows} rows")
+            self._buckets[stage] = buckets
+            self._seconds[stage] = {bucket: costs[stage][bucket] for bucket in buckets}
+
+    def __repr__(self) -> str:
+        return f"CostModel({self._seconds})"
+
+    def buckets(self, stage: Stage) -> Sequence[int]:
+        """The row counts that the worker runs, ascending."""
+        return self._buckets[stage]
+
+    def bucket(self, stage: Stage, rows: int) -> int:
+        """The smallest bucket that holds `rows`; the largest there is where none does."""
+        buckets = self._buckets[stage]
+        return buckets[min(bisect_left(buckets, rows), len(buckets) - 1)]
+
+    def seconds(self, stage: Stage, rows: int) -> float:
+        """Predicted time of a tick of `rows`."""
+        return self._seconds[stage][self.bucket(stage, rows)]
+
+    def seconds_per_row(self, stage: Stage) -> float:
+        """At the bucket where a row is cheapest: what a row adds to a busy device."""
+        return min(seconds / bucket for bucket, seconds in self._seconds[stage].items())
+
+    def best_bucket(self, stage: Stage, rows: int, gain: float, limit_s: float) -> int:
+        """The bucket to fill when `rows` are ready: the smallest at which a row costs nearly the least it can.
+
+        A larger bucket makes every row in it wait longer, so it must pay: the choice is the smallest bucket whose cost
+        per row is within `gain` of the cheapest, among those that take at most `limit_s` (the smallest always counts).
+        """
+        table = self._seconds[stage]
+        fitting = [bucket for bucket in self._buckets[stage] if table[bucket] <= limit_s] or self._buckets[stage][:1]
+        per_row = {bucket: table[bucket] / min(bucket, rows) for bucket in fitting}
+        bound = (1.0 + gain) * min(per_row.values())
+        return next(bucket for bucket in fitting if per_row[bucket] <= bound)
+
+    def observe(self, stage: Stage, bucket: int, seconds: float) -> None:
+        """Corrects the estimate by a measured tick."""
+        table = self._seconds[stage]
+        table[bucket] += _SMOOTHING * (seconds - table[bucket])

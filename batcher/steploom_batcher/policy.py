@@ -1,0 +1,219 @@
+"""Which jobs a worker's next tick takes, and in which order they fill it.
+
+`StepPolicy` is Steploom's: every tick is composed anew from whatever rows are ready. `RequestPolicy` is how a server
+that batches whole requests works, kept as the baseline of every comparison: jobs of equal step count form a batch, the
+batch runs to its end, and only then does the next one start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from steploom_batcher.config import SchedulerConfig
+from steploom_batcher.cost_model import CostModel
+from steploom_batcher.fairness import Flow, Shares
+from steploom_batcher.job import Job, State
+from steploom_batcher.types import Entry, Stage, Tick, WorkerProfile
+
+# A job that was in the ticks of this many dying workers runs alone from then on: if it is what kills them, it takes no
+# other job with it.
+_SUSPECT_CRASHES = 2
+
+
+@dataclass(eq=False)
+class Worker:
+    """A worker that is up: its free slots, its jobs, and the ticks it holds, oldest first."""
+
+    profile: WorkerProfile
+    costs: CostModel
+    free_slots: list[int]
+    jobs: dict[str, Job] = field(default_factory=dict)
+    ticks: dict[int, Tick] = field(default_factory=dict)
+    recovery: list[list[Job]] = field(default_factory=list)  # parts of failed ticks, to be run by themselves
+    batch: list[Job] = field(default_factory=list)  # request policy: what runs to its end
+    busy_until: float = 0.0  # predicted end of the last tick in flight
+
+    @property
+    def worker_id(self) -> str:
+        """As announced."""
+        return self.profile.worker_id
+
+    @property
+    def has_ready(self) -> bool:
+        """Some job could be planned, by itself or in its part of a failed tick."""
+        return any(job.is_ready for job in self.jobs.values())
+
+    def ready(self) -> list[Job]:
+        """Jobs that a tick can take now; those that wait for their part of a failed tick are not among them."""
+        set_aside = {id(job) for part in self.recovery for job in part}
+        return [job for job in self.jobs.values() if job.is_ready and id(job) not in set_aside]
+
+
+class TickBuilder:
+    """Owns a tick's row budget while it is filled with jobs of one stage and key."""
+
+    def __init__(self, stage: Stage, max_rows: int) -> None:
+        self.stage = stage
+        self.rows = 0
+        self.jobs: list[Job] = []
+        self._max_rows = max_rows
+
+    def __repr__(self) -> str:
+        return f"TickBuilder({self.stage.name}, rows={self.rows}/{self._max_rows})"
+
+    def try_add(self, job: Job) -> bool:
+        """Takes the job if its rows fit."""
+        if job.stage is not self.stage or self.rows + job.rows > self._max_rows:
+            return False
+        if self.jobs and (is_suspect(job) or is_suspect(self.jobs[0])):
+            return False
+        self.jobs.append(job)
+        self.rows += job.rows
+        return True
+
+    def add_all(self, jobs: Iterable[Job]) -> TickBuilder:
+        """Tries the jobs in order: one that does not fit leaves room for smaller ones behind it."""
+        for job in jobs:
+            if self.rows == self._max_rows:
+                break
+            self.try_add(job)
+        return self
+
+
+def is_suspect(job: Job) -> bool:
+    """Workers died with this job in a tick, more than once."""
+    return job.num_crashes >= _SUSPECT_CRASHES
+
+
+class Policy(Protocol):
+    """How a worker's next tick is composed."""
+
+    def compose(self, worker: Worker, now: float) -> TickBuilder | None:
+        """The jobs of the next tick; None where nothing should run now."""
+
+    def wake_at(self) -> float | None:
+        """When a tick that waits for company goes all the same."""
+
+
+class StepPolicy:
+    """There is no batch of requests, only rows that are ready.
+
+    Each tick takes the most urgent job, fills up with others of its stage and key in order of urgency, and is as large
+    as pays: up to the bucket where a row costs nearly the least it can, but no larger than the urgent job's slack
+    allows. Urgency is the latest start minus the credit of the job's flow; a job that no tick took for `max_wait_s`
+    goes before all of them.
+    """
+
+    def __init__(self, config: SchedulerConfig, shares: Shares) -> None:
+        self._config = config
+        self._shares = shares
+        self._company = Company(config)
+
+    def compose(self, worker: Worker, now: float) -> TickBuilder | None:
+        ready = worker.ready()
+        if not ready:
+            return None
+        ready.sort(key=self._order(now))
+        lead = ready[0]
+        mates = [job for job in ready if job.stage is lead.stage]
+        rows = sum(job.rows for job in mates)
+        if self._company.is_awaited(worker, lead, rows, now):
+            return None
+        return TickBuilder(lead.stage or Stage.ENCODE, self._bucket(worker.costs, lead, rows, now)).add_all(mates)
+
+    def wake_at(self) -> float | None:
+        return self._company.until
+
+    def _order(self, now: float) -> Callable[[Job], tuple[bool, float, int]]:
+        credit, max_wait = self._shares.credit, self._config.max_wait_s
+        credits: dict[Flow, float] = {}
+
+        def urgency(job: Job) -> tuple[bool, float, int]:
+            if now - job.last_planned > max_wait:
+                return False, job.last_planned, job.sequence
+            flow = job.flow
+            if flow not in credits:
+                credits[flow] = credit(flow)
+            return True, job.latest_start - credits[flow], job.sequence
+
+        return urgency
+
+    def _bucket(self, costs: CostModel, lead: Job, rows: int, now: float) -> int:
+        """Rows of the tick. A job that is late already cannot be saved by small ticks, so it does not shrink them."""
+        assert lead.stage is not None
+        own_s = costs.seconds(lead.stage, lead.rows)
+        slack = lead.latest_start - now
+        limit_s = own_s + slack / lead.ticks_left if slack >= 0 else float("inf")
+        return max(costs.best_bucket(lead.stage, rows, self._config.batch_gain, limit_s), lead.rows)
+
+
+class RequestPolicy:
+    """A batch forms once, from the oldest request and others of the same step count, and runs to its end."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self._company = Company(config)
+
+    def compose(self, worker: Worker, now: float) -> TickBuilder | None:
+        worker.batch = [job for job in worker.batch if job.state is State.RUNNING and job.stage is not None]
+        if not worker.batch and not self._form(worker, now):
+            return None
+        ready = [job for job in worker.ready() if job in worker.batch]
+        # all of the batch is at one step: those that lag, because a stage has smaller buckets, catch up first
+        progress = min((job.stage or Stage.DECODE, job.step) for job in worker.batch)
+        mates = [job for job in ready if (job.stage, job.step) == progress]
+        if not mates:
+            return None
+        return TickBuilder(progress[0], worker.costs.buckets(progress[0])[-1]).add_all(mates)
+
+    def wake_at(self) -> float | None:
+        return self._company.until
+
+    def _form(self, worker: Worker, now: float) -> bool:
+        """Fills the worker's batch; False where there is nothing to run, or company is awaited."""
+        waiting = sorted(worker.ready(), key=lambda job: job.sequence)
+        if not waiting:
+            return False
+        lead = waiting[0]
+        mates = [job for job in waiting if (job.spec.steps, job.spec.rows) == (lead.spec.steps, lead.spec.rows)]
+        rows = len(mates) * lead.spec.rows
+        if self._company.is_awaited(worker, lead, len(mates), now):
+            return False
+        bucket = worker.costs.best_bucket(Stage.DENOISE, rows, self._config.batch_gain, float("inf"))
+        worker.batch = mates[: max(1, bucket // lead.spec.rows)]
+        return True
+
+
+class Company:
+    """Whether an idle worker should wait a moment, because more jobs may come and a fuller tick pays."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._max_delay = config.max_queue_delay_s
+        self.until: float | None = None  # end of the wait that was decided last
+
+    def is_awaited(self, worker: Worker, lead: Job, rows: int, now: float) -> bool:
+        """Only for jobs that have not begun, on a worker that has nothing else to do."""
+        self.until = None
+        until = lead.submitted + self._max_delay
+        if worker.ticks or lead.stage is not Stage.ENCODE or now >= until or lead.latest_start < until:
+            return False
+        if not self._pays(worker.costs, lead, rows):
+            return False
+        self.until = until
+        return True
+
+    def _pays(self, costs: CostModel, lead: Job, rows: int) -> bool:
+        """One more job in the same ticks would save more, over its life, than everybody's wait."""
+        if rows >= costs.best_bucket(Stage.ENCODE, 2 * rows, 0.0, float("inf")):
+            return False
+        own = lead.spec.rows
+        apart = 2 * costs.seconds(Stage.DENOISE, own)
+        saved = lead.spec.steps * (apart - costs.seconds(Stage.DENOISE, 2 * own))
+        return saved > self._max_delay * rows
+
+
+def entries_of(jobs: Sequence[Job], now: float) -> tuple[Entry, ...]:
+    """Plans each job's part."""
+    return tuple(job.plan(now) for job in jobs)

@@ -1,0 +1,467 @@
+"""The scheduler: pure, synchronous, without a clock.
+
+There is no batch of requests, only rows that are ready; each tick takes the most urgent key, then fills its bucket with
+the rows that lose least by going now.
+
+Time comes in as `now`; what is to be done goes out as ticks and effects. An asyncio driver, a discrete-event simulator
+and the property tests drive this same object. After every call that changes something, call `next_ticks`; and again
+when `wake_at` has come.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+
+from steploom_common.guidance import Branch
+
+from steploom_batcher.admission import Admission
+from steploom_batcher.config import SchedulerConfig
+from steploom_batcher.cost_model import CostModel
+from steploom_batcher.fairness import Backlog, Flow, Shares
+from steploom_batcher.job import Job, JobCosts, State
+from steploom_batcher.policy import Policy, RequestPolicy, StepPolicy, TickBuilder, Worker, entries_of
+from steploom_batcher.types import (
+    Admitted,
+    Cause,
+    Effect,
+    Entry,
+    Failed,
+    Finished,
+    JobSpec,
+    Key,
+    Outcome,
+    Refused,
+    Release,
+    Requeued,
+    SchedulerStats,
+    Stage,
+    Started,
+    Status,
+    Stepped,
+    Tick,
+    TierStats,
+    WorkerProfile,
+    WorkerStats,
+)
+
+# A job is given up before its deadline only when even half of the predicted remaining time would be too long: the
+# prediction may be wrong, and a job that is given up cannot be brought back.
+_SURE = 0.5
+
+
+class Scheduler:
+    """Decides which rows run in which tick."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self._jobs: dict[str, Job] = {}
+        self._queues: dict[str, dict[str, Job]] = {tier: {} for tier in config.tiers}
+        self._workers: dict[str, Worker] = {}
+        self._lost: dict[str, tuple[WorkerProfile, float]] = {}  # workers expected back, and since when they are gone
+        self._backlog = Backlog()
+        self._shares = Shares({name: tier.weight for name, tier in config.tiers.items()})
+        self._policy: Policy = RequestPolicy(config) if config.policy == "request" else StepPolicy(config, self._shares)
+        self._admission = Admission(config, self._backlog)
+        self._flows: Counter[Flow] = Counter()  # live jobs of each
+        self._give_up: list[tuple[float, int, str]] = []  # heap of (when, sequence, job)
+        self._wake: float | None = None
+        self._sequence = itertools.count()
+        self._tick_ids = itertools.count(1)
+        self._is_draining = False
+        self._counts: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._ticks: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"Scheduler({len(self._jobs)} jobs, {len(self._workers)} workers, {self._backlog!r})"
+
+    # Jobs
+
+    def submit(self, spec: JobSpec, now: float) -> Admitted | Refused:
+        """Takes a job, or says at once why not.
+
+        Raises:
+            ValueError: the id is that of a live job, the tier is unknown, or steps or rows are out of bounds.
+        """
+        self._check(spec)
+        self._counts["submitted"] += 1
+        model = self._model_for(spec.key, now)
+        verdict = self._verdict(spec, model, now)
+        if isinstance(verdict, Refused) or model is None:
+            assert isinstance(verdict, Refused)
+            self._refused[verdict.cause.value] += 1
+            return verdict
+        job = Job(spec, JobCosts.of(spec, model), now, next(self._sequence))
+        self._jobs[spec.job_id] = job
+        self._flows[job.flow] += 1
+        self._backlog.add(spec.deadline, job.work_left_s)
+        self._watch(job)
+        self._enqueue(job)
+        self._assign_slots(now)
+        return verdict
+
+    def cancel(self, job_id: str, now: float) -> list[Effect]:
+        """Takes a job out. Its slot is released now, or when its last tick in flight is back."""
+        del now
+        job = self._jobs.get(job_id)
+        if job is None or job.state is State.LEAVING:
+            return []
+        self._counts["cancelled"] += 1
+        return self._leave(job)
+
+    def expire(self, now: float) -> list[Effect]:
+        """Ends the jobs that are past their deadline, or cannot make it any more."""
+        effects: list[Effect] = []
+        while self._give_up and self._give_up[0][0] <= now:
+            _, _, job_id = heapq.heappop(self._give_up)
+            job = self._jobs.get(job_id)
+            if job is None or job.state is State.LEAVING or job.stage is None:
+                continue  # ended, or its last tick is in flight: let it finish
+            if self._hopeless_at(job) > now:
+                self._watch(job)  # it has made progress since
+                continue
+            self._counts["expired"] += 1
+            effects.append(Failed(job_id, Cause.DEADLINE, f"not done by its deadline; at {_progress(job)}"))
+            effects += self._leave(job)
+        return effects
+
+    # Workers
+
+    def worker_up(self, profile: WorkerProfile, now: float) -> None:
+        """A worker can take jobs.
+
+        Raises:
+            ValueError: a worker of that id is up, or it has no usable bucket.
+        """
+        if profile.worker_id in self._workers:
+            raise ValueError(f"worker {profile.worker_id!r} is up already")
+        costs = CostModel(profile.costs, self._config.max_rows)
+        if costs.buckets(Stage.DENOISE)[-1] < len(Branch):
+            raise ValueError(f"worker {profile.worker_id!r} has no bucket for a guided step of {len(Branch)} rows")
+        self._workers[profile.worker_id] = Worker(profile, costs, list(range(profile.num_slots - 1, -1, -1)))
+        self._lost.pop(profile.worker_id, None)
+        self._assign_slots(now)
+
+    def worker_down(self, worker_id: str, now: float) -> list[Effect]:
+        """A worker is lost: its jobs go back to the queue and start again from their seeds."""
+        worker = self._workers.pop(worker_id, None)
+        if worker is None:
+            return []
+        self._lost[worker_id] = (worker.profile, now)
+        effects = [effect for job in list(worker.jobs.values()) for effect in self._orphan(job)]
+        self._assign_slots(now)
+        return effects
+
+    # Ticks: plan, execute, commit
+
+    def next_ticks(self, now: float) -> list[Tick]:
+        """What the workers should run now, in the order in which they should get it."""
+        self._assign_slots(now)
+        ticks = []
+        self._wake = None
+        for worker in sorted(self._workers.values(), key=lambda item: item.busy_until):
+            while self._has_room(worker, now):
+                builder = self._recover(worker) or self._policy.compose(worker, now)
+                if builder is None:
+                    self._wake_by(self._policy.wake_at())
+                    break
+                ticks.append(self._dispatch(worker, builder, now))
+        return ticks
+
+    def finish(self, tick_id: int, outcome: Outcome, now: float) -> list[Effect]:
+        """Commits a tick that is back: jobs move on, or what failed is split and tried again."""
+        found = next(((item, item.ticks[tick_id]) for item in self._workers.values() if tick_id in item.ticks), None)
+        if found is None:
+            return []  # of a worker that was lost meanwhile
+        worker, tick = found
+        del worker.ticks[tick_id]
+        worker.busy_until = now + sum(item.predicted_s for item in worker.ticks.values())
+        if outcome.status is Status.OK:
+            worker.costs.observe(tick.stage, tick.bucket, outcome.seconds)
+        effects: list[Effect] = []
+        alive = []
+        for entry in tick.entries:
+            job = worker.jobs[entry.job_id]
+            job.in_flight -= 1
+            if job.state is State.LEAVING:
+                effects += self._free_slot(job) if job.in_flight == 0 else []
+            else:
+                alive.append((job, entry))
+        match outcome.status:
+            case Status.OK:
+                effects += [effect for job, entry in alive for effect in self._commit(job, entry, tick, outcome, now)]
+            case Status.FAILED:
+                effects += self._split(worker, alive, tick, outcome)
+            case Status.SKIPPED:
+                self._roll_back(alive, tick)
+        for job, _ in alive:
+            if job.in_flight == 0:
+                job.is_recovering = False
+        return effects
+
+    def wake_at(self) -> float | None:
+        """When `expire` and `next_ticks` should be called though nothing has happened."""
+        times = [self._wake] if self._wake is not None else []
+        while self._give_up and self._give_up[0][2] not in self._jobs:
+            heapq.heappop(self._give_up)
+        if self._give_up:
+            times.append(self._give_up[0][0])
+        return min(times, default=None)
+
+    # State
+
+    def drain(self) -> None:
+        """Refuses new jobs from now on; those that are in run to their end."""
+        self._is_draining = True
+
+    @property
+    def is_draining(self) -> bool:
+        """New jobs are refused."""
+        return self._is_draining
+
+    @property
+    def is_idle(self) -> bool:
+        """No job is in."""
+        return not self._jobs
+
+    def statistics(self) -> SchedulerStats:
+        """Counters since start, and what is queued and running now."""
+        running = Counter(job.spec.tier for job in self._jobs.values() if job.state is not State.QUEUED)
+        return SchedulerStats(
+            tiers={
+                name: TierStats(len(self._queues[name]), running[name], tier.max_queued)
+                for name, tier in self._config.tiers.items()
+            },
+            workers={
+                name: WorkerStats(worker.profile.num_slots, len(worker.jobs), len(worker.ticks))
+                for name, worker in self._workers.items()
+            },
+            submitted=self._counts["submitted"],
+            admitted=self._counts["submitted"] - self._refused.total(),
+            finished=self._counts["finished"],
+            failed=self._counts["failed"],
+            cancelled=self._counts["cancelled"],
+            expired=self._counts["expired"],
+            refused=dict(self._refused),
+            ticks=dict(self._ticks),
+            denoise_rows=self._counts["denoise_rows"],
+            padding_rows=self._counts["padding_rows"],
+        )
+
+    # Admission
+
+    def _check(self, spec: JobSpec) -> None:
+        if spec.job_id in self._jobs:
+            raise ValueError(f"job {spec.job_id!r} is running already")
+        if spec.tier not in self._config.tiers:
+            raise ValueError(f"tier {spec.tier!r} does not exist")
+        if spec.steps < 1 or not 1 <= spec.rows <= len(Branch):
+            raise ValueError(f"job {spec.job_id!r} has {spec.steps} steps of {spec.rows} rows")
+
+    def _verdict(self, spec: JobSpec, model: CostModel | None, now: float) -> Admitted | Refused:
+        if self._is_draining:
+            return Refused(Cause.DRAINING, "the service is draining", retry_after_s=1.0)
+        if model is None:
+            return Refused(Cause.NO_WORKER, "no worker is up", retry_after_s=1.0)
+        serving = [worker for worker in self._workers.values() if worker.profile.key == spec.key]
+        return self._admission.decide(spec, JobCosts.of(spec, model), serving, len(self._queues[spec.tier]), now)
+
+    def _model_for(self, key: Key, now: float) -> CostModel | None:
+        """Costs to predict with: those of a worker that serves the key, or of one that is expected back."""
+        for worker in self._workers.values():
+            if worker.profile.key == key:
+                return worker.costs
+        for profile, since in self._lost.values():
+            if profile.key == key and now - since <= self._config.worker_grace_s:
+                return CostModel(profile.costs, self._config.max_rows)
+        return None
+
+    def _hopeless_at(self, job: Job) -> float:
+        return job.spec.deadline - _SURE * job.remaining_s
+
+    def _watch(self, job: Job) -> None:
+        heapq.heappush(self._give_up, (self._hopeless_at(job), job.sequence, job.spec.job_id))
+
+    # Slots
+
+    def _enqueue(self, job: Job) -> None:
+        self._queues[job.spec.tier][job.spec.job_id] = job
+
+    def _assign_slots(self, now: float) -> None:
+        """Gives free slots to queued jobs, the most urgent first, on the worker that has the most room."""
+        while any(self._queues.values()) and any(worker.free_slots for worker in self._workers.values()):
+            choice = min(self._queue_heads(now), key=lambda item: item[0], default=None)
+            if choice is None:
+                return
+            job = choice[1]
+            worker = max(self._serving(job.spec.key), key=lambda item: len(item.free_slots))
+            del self._queues[job.spec.tier][job.spec.job_id]
+            job.move(State.RUNNING)
+            job.worker_id, job.slot = worker.worker_id, worker.free_slots.pop()
+            worker.jobs[job.spec.job_id] = job
+
+    def _queue_heads(self, now: float) -> Iterator[tuple[tuple[bool, float, int], Job]]:
+        """The next job of each tier that some worker has a slot for, with its urgency."""
+        for queue in self._queues.values():
+            candidates = [job for job in queue.values() if self._serving(job.spec.key)]
+            if not candidates:
+                continue
+            oldest = min(candidates, key=lambda job: job.sequence)
+            if now - oldest.submitted > self._config.max_wait_s:
+                yield (False, oldest.submitted, oldest.sequence), oldest
+                continue
+            job = min(candidates, key=lambda item: (item.latest_start, item.sequence))
+            yield (True, job.latest_start - self._shares.credit(job.flow), job.sequence), job
+
+    def _serving(self, key: Key) -> list[Worker]:
+        return [worker for worker in self._workers.values() if worker.profile.key == key and worker.free_slots]
+
+    def _leave(self, job: Job) -> list[Effect]:
+        """Ends a job: at once where no tick names its slot."""
+        self._flows[job.flow] -= 1
+        if not self._flows[job.flow]:
+            del self._flows[job.flow]
+        self._backlog.add(job.spec.deadline, -job.work_left_s)
+        job.work_left_s = 0.0
+        if job.state is State.QUEUED:
+            del self._queues[job.spec.tier][job.spec.job_id]
+            self._end(job)
+            return []
+        if job.in_flight:
+            job.move(State.LEAVING)
+            return []
+        return self._free_slot(job)
+
+    def _free_slot(self, job: Job) -> list[Effect]:
+        worker = self._workers[job.worker_id]
+        del worker.jobs[job.spec.job_id]
+        worker.free_slots.append(job.slot)
+        self._end(job)
+        return [Release(job.worker_id, job.slot, job.spec.job_id)]
+
+    def _end(self, job: Job) -> None:
+        job.move(State.ENDED)
+        del self._jobs[job.spec.job_id]
+
+    def _orphan(self, job: Job) -> list[Effect]:
+        """What becomes of a job whose worker is lost."""
+        if job.state is State.LEAVING:
+            self._end(job)
+            return []
+        job.num_crashes += job.in_flight > 0
+        work_s = job.costs.total(job.costs.work_s, job.spec.steps)
+        self._backlog.add(job.spec.deadline, work_s - job.work_left_s)
+        job.work_left_s = work_s
+        job.restart()
+        self._watch(job)
+        job.move(State.QUEUED)
+        self._enqueue(job)
+        if job.num_crashes < self._config.max_crashes:
+            return [Requeued(job.spec.job_id)]
+        self._counts["failed"] += 1
+        return [
+            Failed(job.spec.job_id, Cause.POISON, f"{job.num_crashes} workers died while it was running"),
+            *self._leave(job),
+        ]
+
+    # Planning
+
+    def _has_room(self, worker: Worker, now: float) -> bool:
+        """A worker gets its next tick shortly before the last one ends: rows that arrive until then can still join."""
+        if not worker.ticks:
+            return True
+        if len(worker.ticks) >= self._config.ticks_in_flight:
+            return False
+        plan_at = worker.busy_until - self._config.lead_s
+        if now < plan_at:
+            self._wake_by(plan_at if worker.has_ready else None)
+            return False
+        return True
+
+    def _wake_by(self, when: float | None) -> None:
+        if when is not None and (self._wake is None or when < self._wake):
+            self._wake = when
+
+    def _recover(self, worker: Worker) -> TickBuilder | None:
+        """The next part of a failed tick, once all of it is back; with nobody else in it."""
+        for part in worker.recovery:
+            part[:] = [job for job in part if job.state is State.RUNNING and job.worker_id == worker.worker_id]
+        worker.recovery = [part for part in worker.recovery if part]
+        for index, part in enumerate(worker.recovery):
+            if all(job.is_ready for job in part):
+                del worker.recovery[index]
+                stage = part[0].stage
+                assert stage is not None
+                return TickBuilder(stage, sum(job.rows for job in part)).add_all(part)
+        return None
+
+    def _dispatch(self, worker: Worker, builder: TickBuilder, now: float) -> Tick:
+        costs = worker.costs
+        bucket = costs.bucket(builder.stage, builder.rows)
+        tick = Tick(
+            tick_id=next(self._tick_ids),
+            worker_id=worker.worker_id,
+            stage=builder.stage,
+            key=worker.profile.key,
+            entries=entries_of(builder.jobs, now),
+            rows=builder.rows,
+            bucket=bucket,
+            predicted_s=costs.seconds(builder.stage, builder.rows),
+        )
+        worker.ticks[tick.tick_id] = tick
+        worker.busy_until = max(now, worker.busy_until) + tick.predicted_s
+        self._charge(builder, tick)
+        return tick
+
+    def _charge(self, builder: TickBuilder, tick: Tick) -> None:
+        rows: Counter[Flow] = Counter()
+        for job in builder.jobs:
+            rows[job.flow] += 1 if tick.stage is not Stage.DENOISE else job.spec.rows
+        self._shares.charge(rows, tick.predicted_s, self._flows)
+        self._ticks[tick.stage.name.lower()] += 1
+        self._counts["padding_rows"] += tick.bucket - tick.rows
+        if tick.stage is Stage.DENOISE:
+            self._counts["denoise_rows"] += tick.rows
+
+    # Committing
+
+    def _commit(self, job: Job, entry: Entry, tick: Tick, outcome: Outcome, now: float) -> list[Effect]:
+        job.record(tick, outcome.seconds, now)
+        done_s = job.costs.work_s[tick.stage]
+        self._backlog.add(job.spec.deadline, -done_s)
+        job.work_left_s -= done_s
+        match tick.stage:
+            case Stage.ENCODE:
+                return [Started(entry.job_id)]
+            case Stage.DENOISE:
+                return [Stepped(entry.job_id, entry.step + 1, job.spec.steps)]
+            case Stage.DECODE:
+                self._counts["finished"] += 1
+                return [Finished(entry.job_id, job.usage(outcome.seconds)), *self._leave(job)]
+
+    def _split(self, worker: Worker, alive: list[tuple[Job, Entry]], tick: Tick, outcome: Outcome) -> list[Effect]:
+        """Halves a failed tick until the job that makes it fail is alone; that job fails."""
+        self._roll_back(alive, tick)
+        jobs = [job for job, _ in alive]
+        if len(tick.entries) == 1 and jobs:
+            self._counts["failed"] += 1
+            return [Failed(jobs[0].spec.job_id, Cause.POISON, outcome.error), *self._leave(jobs[0])]
+        middle = (len(jobs) + 1) // 2
+        worker.recovery += [part for part in (jobs[:middle], jobs[middle:]) if part]
+        return []
+
+    def _roll_back(self, alive: list[tuple[Job, Entry]], tick: Tick) -> None:
+        for job, entry in alive:
+            job.roll_back(tick.stage, entry.step)
+            self._watch(job)
+
+
+def _progress(job: Job) -> str:
+    if job.state is State.QUEUED:
+        return "no slot yet"
+    if job.stage is Stage.DENOISE:
+        return f"step {job.step} of {job.spec.steps}"
+    return f"stage {job.stage.name.lower()}" if job.stage else "its last tick"
