@@ -1,0 +1,50 @@
+"""`python -m steploom_batcher`: reads flags and steploom.toml, serves until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from steploom_batcher.config import BatcherConfig
+from steploom_batcher.server import BatcherServer
+from steploom_common.rpc import BindError, Shutdown
+from steploom_common.settings import ConfigError, read_section
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        config = read_section(options.config, "batcher", BatcherConfig)
+        workers = options.worker or config.workers
+        if not workers:
+            parser.error("no worker: give --worker ADDR, or batcher.workers in the configuration")
+        asyncio.run(_serve(config, options.listen, workers))
+    except (ConfigError, BindError) as error:
+        print(f"steploom_batcher: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="steploom_batcher", description="Decides which rows run in which tick.")
+    parser.add_argument("--config", type=Path, help="steploom.toml; without it, defaults")
+    parser.add_argument("--listen", required=True, metavar="ADDR", help="host:port or unix:/path to serve on")
+    parser.add_argument("--worker", action="append", metavar="ADDR", help="an engine worker's address; repeatable")
+    return parser
+
+
+async def _serve(config: BatcherConfig, listen: str, workers: Sequence[str]) -> None:
+    shutdown = Shutdown()
+    shutdown.listen()
+    await BatcherServer(config, listen, workers).run(shutdown)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""A worker in memory: takes its time from a cost table on the loop's clock, and fails on command."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from steploom_batcher.messages import Admit, Command, Free, Model, Payload, Picture, Ready, TickReport
+from steploom_batcher.types import Entry, Outcome, Stage, StageCosts, Status, Tick
+
+Report = Callable[[TickReport], None]
+
+
+def flat_costs(encode_s: float, row_s: float, decode_s: float, max_rows: int = 24) -> StageCosts:
+    """A device that takes `row_s` for each row of a bucket, whatever its size; encode and decode up to 8 jobs."""
+    rows = [bucket for bucket in (1, 2, 3, 6, 12, 24, 48) if bucket <= max_rows]
+    return {
+        Stage.ENCODE: dict.fromkeys((1, 2, 4, 8), encode_s),
+        Stage.DENOISE: {bucket: row_s * bucket for bucket in rows},
+        Stage.DECODE: dict.fromkeys((1, 2, 4, 8), decode_s),
+    }
+
+
+def fake_model(name: str = "fake", height: int = 4, width: int = 4) -> Model:
+    """A model of tiny pictures."""
+    return Model(name, height, width, 100, 7.5, 1.5, 1, ("student",), (4, height, width), "0")
+
+
+def fake_ready(costs: StageCosts, num_slots: int = 16, model: Model | None = None) -> Ready:
+    """What a fake worker announces."""
+    return Ready("fake-worker", "fake", "none", num_slots, model or fake_model(), costs)
+
+
+@dataclass(slots=True)
+class _Slot:
+    job_id: str
+    payload: Payload
+    stage: Stage = Stage.ENCODE  # what it is at
+    step: int = 0
+
+    def is_at(self, tick: Tick, entry: Entry) -> bool:
+        return self.stage is tick.stage and (tick.stage is not Stage.DENOISE or self.step == entry.step)
+
+    def advance(self) -> None:
+        if self.stage is Stage.ENCODE:
+            self.stage = Stage.DENOISE
+        elif self.stage is Stage.DENOISE:
+            self.step += 1
+            if self.step == self.payload.steps:
+                self.stage = Stage.DECODE
+
+
+class FakeWorker:
+    """Runs commands strictly in order, one tick at a time.
+
+    Args:
+        costs: seconds of each bucket of each stage; a tick of no seconds ends in the next turn of the loop.
+        report: gets each tick's end.
+    """
+
+    def __init__(self, costs: StageCosts, report: Report) -> None:
+        self._costs = costs
+        self._report = report
+        self._loop = asyncio.get_running_loop()
+        self._line: deque[Command] = deque()
+        self._running: asyncio.Handle | None = None
+        self._is_dead = False
+        self.slots: dict[int, _Slot] = {}
+        self.poison: set[str] = set()  # jobs that make any tick raise
+        self.fail_ticks = 0  # so many of the next ticks raise, whoever is in them
+        self.history: list[Command] = []
+
+    def __repr__(self) -> str:
+        return f"FakeWorker(slots={sorted(self.slots)}, line={len(self._line)})"
+
+    def send(self, commands: list[Command]) -> None:
+        """Puts commands in line."""
+        if self._is_dead:
+            return
+        self.history += commands
+        self._line += commands
+        if self._running is None:
+            self._next()
+
+    def crash(self) -> None:
+        """Dies with all it holds; says nothing more."""
+        self._is_dead = True
+        self._line.clear()
+        if self._running is not None:
+            self._running.cancel()
+
+    def _next(self) -> None:
+        self._running = None
+        while self._line and self._running is None:
+            command = self._line.popleft()
+            if isinstance(command, Admit):
+                assert command.slot not in self.slots, f"slot {command.slot} is taken"
+                self.slots[command.slot] = _Slot(command.job_id, command.payload)
+            elif isinstance(command, Free):
+                del self.slots[command.slot]
+            else:
+                self._start(command)
+
+    def _start(self, tick: Tick) -> None:
+        if not all(self.slots[entry.slot].is_at(tick, entry) for entry in tick.entries):
+            self._running = self._loop.call_soon(self._end, tick, Outcome(Status.SKIPPED))
+            return
+        seconds = self._costs[tick.stage][tick.bucket]
+        outcome = Outcome(Status.OK, seconds)
+        if self.fail_ticks:
+            self.fail_ticks -= 1
+            outcome = Outcome(Status.FAILED, seconds, "failed on command")
+        elif any(self.slots[entry.slot].job_id in self.poison for entry in tick.entries):
+            outcome = Outcome(Status.FAILED, seconds, "a poisoned job")
+        if seconds:
+            self._running = self._loop.call_later(seconds, self._end, tick, outcome)
+        else:
+            self._running = self._loop.call_soon(self._end, tick, outcome)
+
+    def _end(self, tick: Tick, outcome: Outcome) -> None:
+        pictures = self._advance(tick) if outcome.status is Status.OK else ()
+        self._report(TickReport(tick.tick_id, outcome, pictures))
+        self._next()
+
+    def _advance(self, tick: Tick) -> tuple[tuple[int, Picture], ...]:
+        pictures = []
+        for entry in tick.entries:
+            slot = self.slots[entry.slot]
+            slot.advance()
+            every = slot.payload.preview_every
+            if tick.stage is Stage.DECODE or (tick.stage is Stage.DENOISE and every and slot.step % every == 0):
+                pictures.append((entry.slot, self._draw(slot.payload)))
+        return tuple(pictures)
+
+    @staticmethod
+    def _draw(payload: Payload) -> Picture:
+        """A picture that tells seed and instruction, so that a restart can be seen to be the same."""
+        source = payload.picture
+        size = source.height * source.width * 3
+        text = f"{payload.seed}:{payload.instruction}:".encode()
+        return Picture(source.height, source.width, (text * (size // len(text) + 1))[:size])

@@ -1,0 +1,133 @@
+"""What passes between driver, workers and callers as plain data: payloads, commands, reports and a job's events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from steploom_batcher.types import Outcome, Stage, StageCosts, Tick, Usage
+from steploom_common.arena import RegionRef
+
+
+@dataclass(frozen=True)
+class Picture:
+    """uint8 RGB, height x width x 3: the bytes, or where they lie."""
+
+    height: int  # pixels
+    width: int  # pixels
+    place: bytes | RegionRef
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What the worker needs of a job and the scheduler does not."""
+
+    instruction: str
+    picture: Picture
+    output: RegionRef | None  # None: the picture returns in the report
+    steps: int
+    guidance_scale: float
+    image_guidance_scale: float
+    seed: int  # uint64
+    sampler: int  # steploom.v1.Sampler
+    preview_every: int = 0  # steps; 0: none
+    adapter: str = ""  # empty: none
+
+
+@dataclass(frozen=True)
+class Admit:
+    """Puts a job into a free slot; goes out just before its first encode tick there."""
+
+    job_id: str
+    slot: int
+    payload: Payload
+
+
+@dataclass(frozen=True)
+class Free:
+    """The worker may forget a slot; comes after the last tick that names it."""
+
+    slot: int
+
+
+Command = Admit | Tick | Free
+
+
+@dataclass(frozen=True)
+class TickReport:
+    """A worker's answer to a tick."""
+
+    tick_id: int
+    outcome: Outcome
+    pictures: tuple[tuple[int, Picture], ...] = ()  # by slot: results of a decode, or previews
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model that a worker serves."""
+
+    name: str
+    height: int  # pixels that encode takes and decode gives
+    width: int
+    max_steps: int
+    guidance_scale: float  # default
+    image_guidance_scale: float  # default
+    sampler: int  # default; steploom.v1.Sampler
+    adapters: tuple[str, ...]
+    latent_shape: tuple[int, ...]  # channels, height, width
+    digest: str  # of the weights
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a worker says first."""
+
+    worker_id: str  # its own name, for the log
+    engine: str
+    device: str
+    num_slots: int
+    model: Model
+    costs: StageCosts
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Event: the job's encode tick is done."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Event: a denoising step is done; steps that nobody read in time are left out."""
+
+    step: int  # 1 to steps
+    steps: int
+    preview: Picture | None
+
+
+@dataclass(frozen=True)
+class Done:
+    """Event, the last one: the picture."""
+
+    picture: Picture
+    usage: Usage
+
+
+Event = Begun | Progress | Done
+
+
+__all__ = [
+    "Admit",
+    "Begun",
+    "Command",
+    "Done",
+    "Event",
+    "Free",
+    "Model",
+    "Outcome",
+    "Payload",
+    "Picture",
+    "Progress",
+    "Ready",
+    "Stage",
+    "Tick",
+    "TickReport",
+]

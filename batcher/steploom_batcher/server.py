@@ -1,0 +1,97 @@
+"""The batcher as a whole: scheduler, driver, links and service put together, and taken apart in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from steploom_batcher.config import BatcherConfig
+from steploom_batcher.driver import Driver
+from steploom_batcher.scheduler import Scheduler
+from steploom_batcher.service import BatcherService
+from steploom_batcher.worker_link import Backoff, Dial, WorkerLink, dial_grpc
+from steploom_common.rpc import INTERNAL_OPTIONS, ErrorInterceptor, Shutdown, bind
+from steploom_protos.batcher.v1 import batcher_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+SERVICE_NAME = "steploom.batcher.v1.Batcher"
+_LAST_WORDS_S = 1.0  # for answers that are on their way when everything has ended
+
+
+class BatcherServer:
+    """Make it on a running event loop.
+
+    Args:
+        config: the `[batcher]` table.
+        listen: host:port or unix:/path.
+        workers: addresses to dial.
+        dial: how a worker is reached.
+    """
+
+    def __init__(self, config: BatcherConfig, listen: str, workers: Sequence[str], dial: Dial = dial_grpc) -> None:
+        self._config = config
+        self._listen = listen
+        self._health = health_aio.HealthServicer()
+        self._health_tasks: set[asyncio.Task[None]] = set()
+        self.driver = Driver(Scheduler(config), asyncio.get_running_loop(), on_change=self._publish_health)
+        rng = random.Random()
+        self.links = [
+            WorkerLink(address, self.driver, Backoff(config.min_backoff_s, config.max_backoff_s, rng), dial)
+            for address in dict.fromkeys(workers)
+        ]
+        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=INTERNAL_OPTIONS)
+        service = BatcherService(config, self.driver, self.links)
+        batcher_pb2_grpc.add_BatcherServicer_to_server(service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    async def start(self) -> None:
+        """Listens, and begins to dial the workers.
+
+        Raises:
+            BindError: the address is taken.
+        """
+        self._publish_health()
+        bind(self._server, self._listen)
+        await self._server.start()
+        for link in self.links:
+            link.start()
+        log.info("listening on %s", self._listen)
+
+    async def run(self, shutdown: Shutdown) -> None:
+        """Serves until asked to end; then stops admission, drains within the grace, cancels what is left, closes."""
+        await self.start()
+        try:
+            await shutdown.requested.wait()
+            log.info("draining %d jobs", self.driver.num_jobs)
+            self.driver.drain()
+            if not await shutdown.grace(self.driver.idle(), self._config.drain_s):
+                log.warning("%d jobs are cut short", self.driver.num_jobs)
+        finally:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Cancels what is left and closes everything."""
+        self.driver.close()
+        await asyncio.gather(*(link.close() for link in self.links))
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(_LAST_WORDS_S)
+        await asyncio.gather(*self._health_tasks)
+
+    def _publish_health(self) -> None:
+        """In order: the servicer's lock is fair."""
+        task = asyncio.ensure_future(self._set_health(self.driver.can_serve))
+        self._health_tasks.add(task)
+        task.add_done_callback(self._health_tasks.discard)
+
+    async def _set_health(self, can_serve: bool) -> None:
+        statuses = health_pb2.HealthCheckResponse.ServingStatus
+        status = statuses.Value("SERVING" if can_serve else "NOT_SERVING")
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status)

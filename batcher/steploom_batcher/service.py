@@ -1,0 +1,228 @@
+"""The Batcher service: requests become plain data here, are checked and filled with defaults, and run by the driver."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import grpc.aio
+
+from steploom_batcher.causes import refusal_error
+from steploom_batcher.config import BatcherConfig
+from steploom_batcher.driver import Driver, key_of
+from steploom_batcher.messages import Begun, Done, Event, Model, Payload, Picture, Progress
+from steploom_batcher.types import JobSpec, Refused
+from steploom_batcher.worker_link import WorkerLink
+from steploom_batcher.worker_wire import model_to_wire, picture_from_wire, picture_to_wire, region_from_wire
+from steploom_common.arena import RegionRef
+from steploom_common.errors import InvalidRequest, NotFound, Unavailable, Violation
+from steploom_common.guidance import rows_per_step
+from steploom_protos.batcher.v1 import batcher_pb2 as pb
+from steploom_protos.batcher.v1 import batcher_pb2_grpc
+from steploom_protos.v1 import image_pb2
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_ANSWER_S = 0.05  # of a Drain call's time, kept for the answer
+_STARTED = pb.JobEvent(started=pb.JobEvent.Started())
+
+
+class BatcherService(batcher_pb2_grpc.BatcherServicer):
+    """Args:
+    config: tiers and their defaults.
+    driver: runs the jobs.
+    links: for Status.
+    unix_time: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        config: BatcherConfig,
+        driver: Driver,
+        links: Sequence[WorkerLink],
+        unix_time: Callable[[], float] = time.time,
+    ) -> None:
+        self._config = config
+        self._driver = driver
+        self._links = links
+        self._unix_time = unix_time
+
+    async def Submit(self, request: pb.SubmitRequest, context: Context) -> AsyncIterator[pb.JobEvent]:  # noqa: N802
+        """Runs one job; see the .proto."""
+        model = self._model(request)
+        spec, payload = self._job(request, model)
+        answer = self._driver.submit(spec, payload, not request.without_progress)
+        if isinstance(answer, Refused):
+            raise refusal_error(answer, spec)
+        admitted, feed = answer
+
+        def abandon() -> None:
+            if not feed.has_ended:
+                self._driver.cancel(spec.job_id)
+
+        # a call that is cancelled while a message is on its way does not run this generator to its end
+        context.add_done_callback(lambda _: abandon())  # type: ignore[arg-type]
+        try:
+            yield pb.JobEvent(
+                admitted=pb.JobEvent.Admitted(
+                    predicted_s=admitted.predicted_s, steps=spec.steps, tier=spec.tier, model=model.name
+                )
+            )
+            async for event in feed.events():
+                yield _event_to_wire(event)
+        finally:
+            abandon()
+
+    async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:  # noqa: N802
+        """Ends a job; returns when no worker holds it."""
+        del context
+        feed = self._driver.cancel(request.job_id)
+        if feed is None:
+            return pb.CancelResponse(was_alive=False)
+        await feed.ended()
+        return pb.CancelResponse(was_alive=True)
+
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:  # noqa: N802
+        """Stops admission and waits for the jobs that live."""
+        del request
+        self._driver.drain()
+        remaining = context.time_remaining()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._driver.idle(), None if remaining is None else max(0.0, remaining - _ANSWER_S))
+        return pb.DrainResponse(unfinished=self._driver.num_jobs)
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:  # noqa: N802
+        """What is up, queued and running now."""
+        del request, context
+        stats = self._driver.statistics()
+        models = list(self._driver.models.values())
+        return pb.StatusResponse(
+            model=model_to_wire(models[0]) if models else None,
+            tiers=[
+                pb.StatusResponse.Tier(name=name, queued=tier.queued, running=tier.running, max_queued=tier.max_queued)
+                for name, tier in stats.tiers.items()
+            ],
+            workers=[self._worker_status(link) for link in self._links],
+            ticks=sum(stats.ticks.values()),
+            rows=stats.denoise_rows,
+            mean_rows_per_tick=stats.mean_rows_per_tick,
+            finished=stats.finished,
+            failed=stats.failed,
+            cancelled=stats.cancelled,
+            refused=stats.refused,
+            is_draining=self._driver.is_draining,
+            policy=self._config.policy,
+            submitted=stats.submitted,
+            padding_rows=stats.padding_rows,
+            expired=stats.expired,
+            batcher_cpu_s=time.process_time(),
+        )
+
+    def _worker_status(self, link: WorkerLink) -> pb.StatusResponse.WorkerStatus:
+        worker = self._driver.statistics().workers.get(link.address)
+        return pb.StatusResponse.WorkerStatus(
+            address=link.address,
+            is_up=link.is_up,
+            slots=worker.num_slots if worker else 0,
+            slots_used=worker.slots_used if worker else 0,
+            ticks_in_flight=worker.ticks_in_flight if worker else 0,
+            engine=link.ready.engine if link.ready else "",
+            last_error=link.last_error,
+        )
+
+    def _model(self, request: pb.SubmitRequest) -> Model:
+        models = self._driver.models
+        if not models:
+            raise Unavailable("no worker has been up yet")
+        if not request.model:
+            return next(iter(models.values()))
+        if request.model not in models:
+            raise NotFound("model", request.model, list(models))
+        return models[request.model]
+
+    def _job(self, request: pb.SubmitRequest, model: Model) -> tuple[JobSpec, Payload]:
+        tier_name = request.tier or self._config.default_tier
+        tier = self._config.tiers.get(tier_name)
+        if tier is None:
+            raise NotFound("tier", tier_name, list(self._config.tiers))
+        adapter = request.adapter or tier.adapter
+        if adapter and adapter not in model.adapters:
+            raise NotFound("adapter", adapter, model.adapters)
+        payload = Payload(
+            instruction=request.instruction,
+            picture=picture_from_wire(request.pixels),
+            output=region_from_wire(request.output) if request.HasField("output") else None,
+            steps=request.steps or tier.steps,
+            guidance_scale=request.guidance_scale or model.guidance_scale,
+            image_guidance_scale=request.image_guidance_scale or model.image_guidance_scale,
+            seed=request.seed,
+            sampler=request.sampler or model.sampler,
+            preview_every=request.preview_every,
+            adapter=adapter,
+        )
+        self._check(request.job_id, payload, model)
+        spec = JobSpec(
+            job_id=request.job_id,
+            key=key_of(model),
+            tier=tier_name,
+            steps=payload.steps,
+            rows=rows_per_step(payload.guidance_scale, payload.image_guidance_scale),
+            deadline=self._deadline(request.deadline_unix_s, tier.deadline_s),
+        )
+        return spec, payload
+
+    def _check(self, job_id: str, payload: Payload, model: Model) -> None:
+        violations = []
+        if not job_id:
+            violations.append(Violation("job_id", "is empty"))
+        elif self._driver.has_job(job_id):
+            violations.append(Violation("job_id", f"{job_id!r} is that of a job that lives"))
+        if payload.steps > model.max_steps:
+            violations.append(
+                Violation("steps", f"is {payload.steps}, must be at most {model.max_steps} for {model.name}")
+            )
+        problem = _picture_problem(payload.picture, model)
+        if problem:
+            violations.append(Violation("pixels", problem))
+        if violations:
+            raise InvalidRequest(*violations)
+
+    def _deadline(self, deadline_unix_s: float, default_s: float) -> float:
+        """On the loop's clock: the only place where the two clocks meet."""
+        left_s = deadline_unix_s - self._unix_time() if deadline_unix_s else default_s
+        return asyncio.get_running_loop().time() + left_s
+
+
+def _picture_problem(picture: Picture, model: Model) -> str | None:
+    if (picture.height, picture.width) != (model.height, model.width):
+        return f"is {picture.height}x{picture.width}, must be {model.height}x{model.width}"
+    size = picture.height * picture.width * 3
+    given = picture.place.size if isinstance(picture.place, RegionRef) else len(picture.place)
+    return f"has {given} bytes, must have {size}" if given < size else None
+
+
+def _event_to_wire(event: Event) -> pb.JobEvent:
+    match event:
+        case Progress():
+            preview = picture_to_wire(event.preview) if event.preview is not None else None
+            return pb.JobEvent(step=pb.JobEvent.Step(step=event.step, steps=event.steps, preview=preview))
+        case Begun():
+            return _STARTED
+        case Done():
+            return _finished(event)
+
+
+def _finished(event: Done) -> pb.JobEvent:
+    usage = event.usage
+    timings = image_pb2.Timings(
+        queue_s=usage.queue_s,
+        encode_s=usage.encode_s,
+        denoise_s=usage.denoise_s,
+        decode_s=usage.decode_s,
+        ticks=usage.ticks,
+        mean_rows_per_tick=usage.mean_rows_per_tick,
+    )
+    return pb.JobEvent(finished=pb.JobEvent.Finished(pixels=picture_to_wire(event.picture), timings=timings))

@@ -1,0 +1,144 @@
+"""The Worker service's messages to and from plain data: the batcher's edge towards its workers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from steploom_batcher.messages import Command, Free, Model, Payload, Picture, Ready, TickReport
+from steploom_batcher.types import Outcome, Stage, Status, Tick
+from steploom_common.arena import RegionRef
+from steploom_protos.worker.v1 import worker_pb2 as pb
+
+
+class ProtocolError(Exception):
+    """The worker said what it must not say."""
+
+
+def command_to_wire(command: Command) -> pb.Command:
+    """One command of the stream."""
+    if isinstance(command, Tick):
+        return pb.Command(tick=_tick(command))
+    if isinstance(command, Free):
+        return pb.Command(release=pb.Release(slot=command.slot))
+    return pb.Command(admit=_admit(command.job_id, command.slot, command.payload))
+
+
+def _tick(tick: Tick) -> pb.Tick:
+    is_denoise = tick.stage is Stage.DENOISE
+    return pb.Tick(
+        tick_id=tick.tick_id,
+        stage=tick.stage,  # type: ignore[arg-type]
+        bucket=tick.bucket,
+        slots=[entry.slot for entry in tick.entries],
+        steps=[entry.step for entry in tick.entries] if is_denoise else (),
+    )
+
+
+def _admit(job_id: str, slot: int, payload: Payload) -> pb.Admit:
+    return pb.Admit(
+        job_id=job_id,
+        slot=slot,
+        instruction=payload.instruction,
+        pixels=picture_to_wire(payload.picture),
+        output=region_to_wire(payload.output) if payload.output is not None else None,
+        steps=payload.steps,
+        guidance_scale=payload.guidance_scale,
+        image_guidance_scale=payload.image_guidance_scale,
+        seed=payload.seed,
+        sampler=payload.sampler,  # type: ignore[arg-type]
+        preview_every=payload.preview_every,
+        adapter=payload.adapter,
+    )
+
+
+def report_from_wire(report: pb.Report) -> TickReport:
+    """A tick's end.
+
+    Raises:
+        ProtocolError: it is something else.
+    """
+    if report.WhichOneof("report") != "tick_done":
+        raise ProtocolError(f"expected tick_done, got {report.WhichOneof('report') or 'an empty report'}")
+    done = report.tick_done
+    try:
+        outcome = Outcome(Status(done.status), done.seconds, done.error)
+    except ValueError as error:
+        raise ProtocolError(str(error)) from None
+    pictures = tuple((item.slot, picture_from_wire(item.pixels)) for item in done.pixels) if done.pixels else ()
+    return TickReport(done.tick_id, outcome, pictures)
+
+
+def ready_from_wire(report: pb.Report) -> Ready:
+    """A worker's first words.
+
+    Raises:
+        ProtocolError: it is something else, or what it announces cannot be worked with.
+    """
+    if report.WhichOneof("report") != "ready":
+        raise ProtocolError(f"expected ready, got {report.WhichOneof('report') or 'an empty report'}")
+    ready = report.ready
+    costs: dict[Stage, dict[int, float]] = defaultdict(dict)
+    for cost in ready.costs:
+        costs[Stage(cost.stage)][cost.bucket] = cost.seconds
+    missing = [stage.name.lower() for stage in Stage if not costs.get(stage)]
+    if missing or ready.slots == 0:
+        raise ProtocolError(
+            f"ready announces {ready.slots} slots, and no buckets for {', '.join(missing) or 'nothing'}"
+        )
+    return Ready(ready.worker_id, ready.engine, ready.device, ready.slots, model_from_wire(ready.model), dict(costs))
+
+
+def model_from_wire(model: pb.ModelInfo) -> Model:
+    """What a worker serves."""
+    return Model(
+        name=model.name,
+        height=model.height,
+        width=model.width,
+        max_steps=model.max_steps,
+        guidance_scale=model.default_guidance_scale,
+        image_guidance_scale=model.default_image_guidance_scale,
+        sampler=model.default_sampler,
+        adapters=tuple(model.adapters),
+        latent_shape=tuple(model.latent_shape),
+        digest=model.digest,
+    )
+
+
+def model_to_wire(model: Model) -> pb.ModelInfo:
+    """The inverse of `model_from_wire`."""
+    return pb.ModelInfo(
+        name=model.name,
+        height=model.height,
+        width=model.width,
+        max_steps=model.max_steps,
+        default_guidance_scale=model.guidance_scale,
+        default_image_guidance_scale=model.image_guidance_scale,
+        default_sampler=model.sampler,  # type: ignore[arg-type]
+        adapters=model.adapters,
+        latent_shape=model.latent_shape,
+        digest=model.digest,
+    )
+
+
+def picture_from_wire(pixels: pb.Pixels) -> Picture:
+    """Pixels in the message, or where they lie."""
+    if pixels.WhichOneof("place") == "region":
+        return Picture(pixels.height, pixels.width, region_from_wire(pixels.region))
+    return Picture(pixels.height, pixels.width, pixels.inline)
+
+
+def picture_to_wire(picture: Picture) -> pb.Pixels:
+    """The inverse of `picture_from_wire`."""
+    if isinstance(picture.place, RegionRef):
+        return pb.Pixels(height=picture.height, width=picture.width, region=region_to_wire(picture.place))
+    return pb.Pixels(height=picture.height, width=picture.width, inline=picture.place)
+
+
+def region_from_wire(region: pb.Region) -> RegionRef:
+    """A stretch of shared memory."""
+    return RegionRef(region.path, region.offset, region.size)
+
+
+def region_to_wire(region: RegionRef) -> pb.Region:
+    """The inverse of `region_from_wire`."""
+    return pb.Region(path=region.path, offset=region.offset, size=region.size)
