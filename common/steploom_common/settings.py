@@ -52,7 +52,7 @@ class Rule:
     def bounds(self) -> str:
         """The bounds in words: 'at least 1 and at most 64'."""
         words = [
-            f"{name} {bound:g}"
+            f"{name} {int(bound) if float(bound).is_integer() else bound}"
             for name, bound in (("at least", self.at_least), ("above", self.above), ("at most", self.at_most))
             if bound is not None
         ]

@@ -1,4 +1,4 @@
-"""How both clients open a connection."""
+"""How clients reach a service."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+
+
+def local(address: str) -> str:
+    """`address` as a client on this host dials it: a wildcard host becomes loopback."""
+    host, _, port = address.rpartition(":")
+    wildcards = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "*": "127.0.0.1"}
+    return f"{wildcards.get(host, host)}:{port}"

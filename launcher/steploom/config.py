@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from steploom_engine_worker.config import WorkerConfig
 
 from steploom.backoff import Backoff
 from steploom_batcher.config import BatcherConfig
 from steploom_common.settings import check, from_table, read_toml, section, setting
+from steploom_engine_worker.config import WorkerConfig
 from steploom_gateway.config import GatewayConfig
 
 
@@ -67,12 +64,3 @@ def read_config(path: Path | None) -> SteploomConfig:
         ConfigError: names file or key, value and bound.
     """
     return from_table(SteploomConfig, read_toml(path), "")
-
-
-def runtime_path(configured: str, environment: Mapping[str, str]) -> Path:
-    """The runtime folder: as configured, else below $XDG_RUNTIME_DIR, else in /tmp."""
-    if configured:
-        return Path(configured).expanduser()
-    if environment.get("XDG_RUNTIME_DIR"):
-        return Path(environment["XDG_RUNTIME_DIR"]) / "steploom"
-    return Path("/tmp") / f"steploom-{os.getuid()}"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from steploom_common.runtime import socket_address
 from steploom_common.settings import ConfigError
 
 MAX_SOCKET_PATH = 107  # bytes: sun_path of unix(7) less its NUL
@@ -42,7 +43,7 @@ class RuntimeDir:
 
     def address(self, service: str) -> str:
         """The address of a service's socket."""
-        return f"unix:{self.path / service}.sock"
+        return socket_address(self.path, service)
 
     @property
     def config_file(self) -> Path:

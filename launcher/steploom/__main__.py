@@ -1,0 +1,5 @@
+"""`python -m steploom` is `steploom`."""
+
+from steploom.cli import main
+
+main()

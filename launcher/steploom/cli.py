@@ -1,0 +1,233 @@
+"""The command line. Commands import what they need when they run, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from steploom.exit_codes import MEANINGS, CommandError, ExitCode
+
+if TYPE_CHECKING:
+    from steploom.config import SteploomConfig
+    from steploom.runtime import RuntimeDir
+
+EPILOG = "Exit codes: " + "; ".join(f"{code.value} {meaning}" for code, meaning in MEANINGS.items()) + "."
+
+app = typer.Typer(
+    name="steploom",
+    help="Edits pictures by instruction: starts the services on this machine, asks them, and shows what they do.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", envvar="STEPLOOM_CONFIG", help="steploom.toml; without it, the defaults."),
+]
+RuntimeFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--runtime-dir", envvar="STEPLOOM_RUNTIME_DIR", help="Folder of the internal sockets. [up.runtime_dir]"
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", "-a", envvar="STEPLOOM_ADDRESS", help="host:port of the gateway; default: the one that runs here."
+    ),
+]
+
+
+class SizeRule(StrEnum):
+    """How a picture becomes the square that the model takes."""
+
+    CROP = "crop"
+    PAD = "pad"
+    STRETCH = "stretch"
+
+
+class Sampler(StrEnum):
+    """The numerical method."""
+
+    DDIM = "ddim"
+    EULER = "euler"
+    DPMPP_2M = "dpmpp_2m"
+
+
+class Format(StrEnum):
+    """How the configuration is printed."""
+
+    TOML = "toml"
+    MARKDOWN = "markdown"
+
+
+@app.command()
+def up(
+    config: ConfigFile = None,
+    listen: Annotated[str | None, typer.Option(help="host:port of the gateway; port 0: a free one.")] = None,
+    metrics_listen: Annotated[str | None, typer.Option(help="host:port of the metrics; empty: none.")] = None,
+    engine: Annotated[str | None, typer.Option(help="torch, or fake for tests of the rest.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model directory; default: the embedded model.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Engine workers to start, one a device.")] = None,
+    runtime_dir: RuntimeFolder = None,
+) -> None:
+    """Start gateway, batcher and engine workers on this machine, and keep them up.
+
+    Runs in the foreground. A service that crashes is started again.
+
+    Ctrl-C or SIGTERM lets running requests end; a second one ends at once.
+
+    Options win over the file.
+    """
+    from steploom.up import run_up
+    from steploom_common.settings import replace
+
+    logging_to_stderr()
+    settings = _configuration(config)
+    settings = replace(
+        settings,
+        gateway=replace(settings.gateway, listen=listen, metrics_listen=metrics_listen),
+        worker=replace(settings.worker, engine=engine, model=model),
+        up=replace(settings.up, workers=workers),
+    )
+    raise typer.Exit(run_up(settings, _runtime(settings, runtime_dir).path))
+
+
+@app.command()
+def edit(
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP file.")],
+    instruction: Annotated[str, typer.Argument(help='What to change, as in "put on sunglasses".')],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to; the suffix is the format.")],
+    tier: Annotated[str | None, typer.Option(help="Class of service, as free or pro.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; default: the tier's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the noise; default: drawn at random.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Pull towards the instruction, 1 to 30.")] = None,
+    image_guidance_scale: Annotated[float | None, typer.Option(help="Pull towards the picture, 1 to 10.")] = None,
+    sampler: Annotated[Sampler | None, typer.Option(help="Default: the model's.")] = None,
+    size_rule: Annotated[SizeRule | None, typer.Option(help="How the picture is sized to the model.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model by name; default: the one that is served.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds; default: the tier's.")] = None,
+    address: Address = None,
+    runtime_dir: RuntimeFolder = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the path alone.")] = False,
+) -> None:
+    """Edit IMAGE by INSTRUCTION and write the picture to OUTPUT.
+
+    Shows a progress bar by step, then where the time went.
+
+    Never overwrites the input, never leaves a partial file.
+    """
+    from steploom.edit import EditJob, run_edit
+    from steploom.types import EditOptions
+
+    options = EditOptions(
+        tier=tier,
+        steps=steps,
+        seed=seed,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+        sampler=sampler.value if sampler else None,
+        size_rule=size_rule.value if size_rule else None,
+        model=model,
+    )
+    run_edit(EditJob(image, instruction, output, _gateway(address, runtime_dir), timeout, options, quiet))
+
+
+@app.command()
+def status(
+    address: Address = None,
+    runtime_dir: RuntimeFolder = None,
+    config: ConfigFile = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Show services, slots, queue and rows per tick. Exits with 3 where no request would be taken."""
+    from steploom.status import run_status
+
+    run_status(_runtime(_configuration(config), runtime_dir), address, as_json)
+
+
+@app.command("config")
+def show_config(
+    config: ConfigFile = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say whether the file is right, and print nothing else.")
+    ] = False,
+    format: Annotated[Format, typer.Option(help="toml, or markdown for the reference of all keys.")] = Format.TOML,
+) -> None:
+    """Print the effective configuration as commented TOML."""
+    from steploom.reference import configuration_page
+    from steploom_common.settings import to_toml
+
+    settings = _configuration(config)
+    if check:
+        print(f"{config or 'the default configuration'} is right")
+    elif format is Format.MARKDOWN:
+        print(configuration_page(), end="")
+    else:
+        print(to_toml(settings), end="")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    print(f"steploom {installed('steploom')}")
+
+
+def main() -> None:
+    """Entry point: errors of a person, of the service and of the configuration become a message and an exit code."""
+    from steploom_common.settings import ConfigError
+
+    try:
+        app()
+    except CommandError as error:
+        _say(str(error), error.hint)
+        sys.exit(error.code)
+    except ConfigError as error:
+        _say(f"configuration: {error}", "`steploom config` prints all keys with their bounds")
+        sys.exit(ExitCode.USAGE)
+
+
+def logging_to_stderr() -> None:
+    """One line a record."""
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+
+
+def _say(message: str, hint: str) -> None:
+    print(f"steploom: {message}" + (f"\n  {hint}" if hint else ""), file=sys.stderr)
+
+
+def _configuration(path: Path | None) -> SteploomConfig:
+    from steploom.config import read_config
+
+    return read_config(path)
+
+
+def _runtime(settings: SteploomConfig, override: Path | None) -> RuntimeDir:
+    import os
+
+    from steploom.runtime import RuntimeDir
+    from steploom_common.runtime import runtime_path
+
+    return RuntimeDir(override or runtime_path(settings.up.runtime_dir, os.environ, os.getuid()))
+
+
+def _gateway(address: str | None, runtime_dir: Path | None) -> str:
+    """The address that was given, else that of the gateway that runs here, else the default."""
+    from steploom.channel import DEFAULT_ADDRESS
+    from steploom.config import SteploomConfig
+
+    if address:
+        return address
+    services = _runtime(SteploomConfig(), runtime_dir).read_services()
+    return services.gateway if services else DEFAULT_ADDRESS

@@ -1,0 +1,99 @@
+"""What `steploom up` starts: the services of one configuration, as command lines."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+from steploom.channel import local
+from steploom.config import SteploomConfig
+from steploom.runtime import RuntimeDir, Services
+from steploom_common.settings import ConfigError, replace
+from steploom_gateway.config import host_and_port
+
+
+@dataclass(frozen=True)
+class ServiceSpec:
+    """One process to supervise."""
+
+    name: str  # shown to people and put before its log
+    address: str  # where its health check answers
+    command: tuple[str, ...]  # arguments of the Python interpreter
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All processes, in groups: started together, ended group by group in this order."""
+
+    groups: tuple[tuple[ServiceSpec, ...], ...]
+    gateway: str
+    batcher: str
+    workers: tuple[str, ...]
+
+    def services(self, pid: int) -> Services:
+        """What the other commands need to know."""
+        return Services(pid, local(self.gateway), self.batcher, self.workers)
+
+
+def plan(config: SteploomConfig, runtime: RuntimeDir) -> Plan:
+    """The processes for `config`, with their sockets in `runtime`.
+
+    Workers that the configuration names by address run elsewhere: none is started here.
+    """
+    table = ("--config", str(runtime.config_file))
+    batcher = runtime.address("batcher")
+    local_workers = (
+        () if config.batcher.workers else tuple(_worker(index, runtime, table) for index in range(config.up.workers))
+    )
+    workers = config.batcher.workers or tuple(worker.address for worker in local_workers)
+    named = tuple(argument for worker in workers for argument in ("--worker", worker))
+    return Plan(
+        groups=(
+            (_service("gateway", config.gateway.listen, *table, "--batcher", batcher),),
+            (_service("batcher", batcher, *table, "--listen", batcher, *named),),
+            local_workers,
+        ),
+        gateway=config.gateway.listen,
+        batcher=batcher,
+        workers=workers,
+    )
+
+
+def with_free_ports(config: SteploomConfig) -> SteploomConfig:
+    """`config` with each port 0 replaced by a free one, so that it can be told to clients.
+
+    Raises:
+        ConfigError: the host is none of this machine's.
+    """
+    gateway = config.gateway
+    return replace(
+        config,
+        gateway=replace(
+            gateway,
+            listen=_with_port("gateway.listen", gateway.listen),
+            metrics_listen=_with_port("gateway.metrics_listen", gateway.metrics_listen),
+        ),
+    )
+
+
+def _worker(index: int, runtime: RuntimeDir, table: tuple[str, ...]) -> ServiceSpec:
+    address = runtime.address(f"worker-{index}")
+    command = ("-m", "steploom_engine_worker", *table, "--listen", address)
+    return ServiceSpec(f"worker-{index}", address, command)
+
+
+def _service(name: str, address: str, *arguments: str) -> ServiceSpec:
+    return ServiceSpec(name, address, ("-m", f"steploom_{name}", *arguments))
+
+
+def _with_port(key: str, address: str) -> str:
+    if address.startswith("unix:") or not address or host_and_port(address)[1]:
+        return address
+    host = host_and_port(address)[0]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+            return f"{address.rpartition(':')[0]}:{probe.getsockname()[1]}"
+    except OSError as error:
+        raise ConfigError(key, f"cannot listen on {address}: {error.strerror}") from None

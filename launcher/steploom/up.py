@@ -1,0 +1,101 @@
+"""`steploom up`: the three services on this machine, in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from steploom.config import SteploomConfig
+from steploom.exit_codes import CommandError, ExitCode
+from steploom.plan import Plan, plan, with_free_ports
+from steploom.runtime import AlreadyRunning, RuntimeDir
+from steploom.supervisor import Service, Supervisor
+from steploom_common.rpc import Shutdown
+from steploom_common.settings import to_toml
+
+log = logging.getLogger(__name__)
+
+_NAME_WIDTH = 9  # of the prefix of a log line: "worker-99"
+
+
+def run_up(config: SteploomConfig, runtime_path: Path, ready: Callable[[], None] | None = None) -> ExitCode:
+    """Runs the services until SIGTERM or SIGINT.
+
+    Args:
+        ready: called once all services answer, beside the table that is printed.
+
+    Raises:
+        ConfigError: the configuration cannot be used on this machine.
+        CommandError: a service cannot come up, or another `up` holds the runtime folder.
+    """
+    config = with_free_ports(config)
+    runtime = RuntimeDir(runtime_path)
+    runtime.create()
+    try:
+        with runtime.locked():
+            return _run_locked(config, runtime, ready)
+    except AlreadyRunning as error:
+        raise CommandError(
+            str(error), ExitCode.USAGE, "stop that one with Ctrl-C or SIGTERM, or choose another --runtime-dir"
+        ) from None
+
+
+def _run_locked(config: SteploomConfig, runtime: RuntimeDir, ready: Callable[[], None] | None) -> ExitCode:
+    runtime.clear()
+    # the services read what was checked here, also after a restart and whatever happens to the user's file meanwhile
+    runtime.config_file.write_text(to_toml(config))
+    planned = plan(config, runtime)
+    runtime.write_services(planned.services(os.getpid()))
+    try:
+        return asyncio.run(_supervise(planned, config, ready))
+    finally:
+        runtime.clear()
+
+
+async def _supervise(planned: Plan, config: SteploomConfig, ready: Callable[[], None] | None) -> ExitCode:
+    shutdown = Shutdown()
+    _listen(shutdown)
+    supervisor = Supervisor(planned, config.up, _log_line)
+
+    def announce(services: Sequence[Service]) -> None:
+        _print_ready(services, config)
+        if ready is not None:
+            ready()
+
+    log.info("starting %s", ", ".join(service.spec.name for service in supervisor.services))
+    await supervisor.run(shutdown, announce)
+    log.info("all services have ended")
+    return ExitCode.INTERRUPTED if shutdown.forced.is_set() else ExitCode.OK
+
+
+def _listen(shutdown: Shutdown) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    shutdown.listen()
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it is ignored, and stays so
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, shutdown.signal)
+
+
+def _log_line(name: str, line: str) -> None:
+    sys.stderr.write(f"{name:<{_NAME_WIDTH}} | {line}\n")
+    sys.stderr.flush()
+
+
+def _print_ready(services: Sequence[Service], config: SteploomConfig) -> None:
+    table = Table("service", "state", "pid", "address", box=None, pad_edge=False)
+    for service in services:
+        table.add_row(service.spec.name, service.life.state.value, str(service.pid or ""), service.spec.address)
+    if config.gateway.metrics_listen:
+        table.add_row("metrics", "", "", f"http://{config.gateway.metrics_listen}/metrics")
+    console = Console(stderr=True)
+    console.print(table)
+    console.print('ready; try: steploom edit IMAGE "put on sunglasses" -o OUT.png', highlight=False)
