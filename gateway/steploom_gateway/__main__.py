@@ -1,0 +1,72 @@
+"""The gateway's process: arguments, environment and signals come in here and nowhere else."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from steploom_common.arena import default_directory
+from steploom_common.rpc import BindError, Shutdown
+from steploom_common.runtime import runtime_path, socket_address
+from steploom_common.settings import ConfigError, read_section, replace
+from steploom_gateway.config import GatewayConfig
+from steploom_gateway.server import Gateway
+
+_USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the gateway until a signal; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    runtime = runtime_path("", os.environ, os.getuid())
+    try:
+        config = replace(
+            read_section(options.config, "gateway", GatewayConfig),
+            listen=options.listen,
+            metrics_listen=options.metrics_listen,
+            batcher=options.batcher,
+        )
+        if not config.batcher:
+            config = replace(config, batcher=socket_address(runtime, "batcher"))
+        asyncio.run(_serve(config, default_directory(runtime)))
+    except (ConfigError, BindError) as error:
+        print(f"steploom-gateway: {error}", file=sys.stderr)
+        return _USAGE_ERROR
+    return 0
+
+
+async def _serve(config: GatewayConfig, arena_dir: Path) -> None:
+    shutdown = Shutdown()
+    shutdown.listen()
+    gateway = Gateway(config, arena_dir)
+    try:
+        await gateway.start()
+        await shutdown.requested.wait()
+        await gateway.drain(shutdown)
+    finally:
+        await gateway.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m steploom_gateway", description="The front door: the public gRPC API over a batcher."
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="steploom.toml; its [gateway] table is read")
+    parser.add_argument("--batcher", metavar="ADDR", help="address of the batcher: unix:/path or host:port")
+    parser.add_argument("--listen", metavar="HOST:PORT", help="where the public API listens")
+    parser.add_argument("--metrics-listen", metavar="HOST:PORT", help="where Prometheus metrics are shown")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The gateway's end of the batcher: one channel, and a look at its status now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import grpc
+import grpc.aio
+
+from steploom_common.rpc import INTERNAL_OPTIONS
+from steploom_gateway.catalogue import Catalogue, Model
+from steploom_protos.batcher.v1 import batcher_pb2, batcher_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+SubmitCall = grpc.aio.UnaryStreamCall[batcher_pb2.SubmitRequest, batcher_pb2.JobEvent]
+
+_STATUS_TIMEOUT_S = 5.0
+_FIRST_RETRY_S = 0.05
+
+
+class BatcherClient:
+    """Submits jobs, and follows what the batcher serves.
+
+    Args:
+        address: unix:/path or host:port.
+        poll_s: seconds between looks at its status; failed looks start closer together.
+        on_change: told at each change whether work can be done.
+    """
+
+    def __init__(self, address: str, poll_s: float, on_change: Callable[[bool], Awaitable[None]]) -> None:
+        self.catalogue: Catalogue | None = None  # the last known; None until a worker has been up
+        self.address = address
+        self._poll_s = poll_s
+        self._on_change = on_change
+        self._is_serving = False
+        self._last_problem = ""
+        self._look = asyncio.Event()
+        self._channel = grpc.aio.insecure_channel(address, INTERNAL_OPTIONS)
+        self._stub = batcher_pb2_grpc.BatcherStub(self._channel)
+        self._poller = asyncio.create_task(self._follow(), name="batcher status")
+
+    def __repr__(self) -> str:
+        return f"BatcherClient({self.address}, {'serving' if self._is_serving else 'not serving'})"
+
+    def submit(self, request: batcher_pb2.SubmitRequest) -> SubmitCall:
+        """Starts a job; cancel the call to cancel it."""
+        return self._stub.Submit(request)
+
+    async def cancel(self, job_id: str) -> None:
+        """Ends a job; returns when no worker touches its regions any more.
+
+        Raises:
+            grpc.aio.AioRpcError: the batcher cannot say.
+        """
+        await self._stub.Cancel(batcher_pb2.CancelRequest(job_id=job_id))
+
+    def look_now(self) -> None:
+        """Asks for the status without waiting for its turn: a call has failed."""
+        self._look.set()
+
+    async def close(self) -> None:
+        """Ends the looks and the channel."""
+        self._poller.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._poller
+        await self._channel.close()
+
+    async def _follow(self) -> None:
+        retry = _FIRST_RETRY_S
+        while True:
+            self._look.clear()
+            is_serving = await self._refresh()
+            if is_serving != self._is_serving:
+                self._is_serving = is_serving
+                log.info("the batcher at %s is %s", self.address, "serving" if is_serving else "not serving")
+                await self._on_change(is_serving)
+            retry = _FIRST_RETRY_S if is_serving else min(self._poll_s, 2 * retry)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), self._poll_s if is_serving else retry)
+
+    async def _refresh(self) -> bool:
+        try:
+            status = await self._stub.Status(batcher_pb2.StatusRequest(), timeout=_STATUS_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            self._report(f"cannot be reached: {error.details()}")
+            return False
+        if not status.HasField("model"):
+            self._report("has no worker yet")
+            return False
+        self._last_problem = ""
+        self.catalogue = _catalogue(status)
+        return self.catalogue.is_serving
+
+    def _report(self, problem: str) -> None:
+        """Logs a lasting problem once."""
+        if problem != self._last_problem:
+            log.warning("the batcher at %s %s", self.address, problem)
+        self._last_problem = problem
+
+
+def _catalogue(status: batcher_pb2.StatusResponse) -> Catalogue:
+    info = status.model
+    model = Model(info.name, info.height, info.width, info.max_steps, tuple(info.adapters))
+    is_serving = not status.is_draining and any(worker.is_up for worker in status.workers)
+    return Catalogue(model, tuple(tier.name for tier in status.tiers), is_serving)

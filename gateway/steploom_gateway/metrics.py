@@ -1,0 +1,101 @@
+"""Prometheus metrics of the gateway, and the HTTP server that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
+
+from steploom_common.rpc import BindError
+from steploom_gateway.config import host_and_port
+from steploom_protos.v1 import image_pb2
+
+# Seconds: from a codec's milliseconds to a long queue.
+_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """All of the gateway's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.requests = Counter(
+            "steploom_gateway_requests",
+            "Edits that have ended, by method, tier and gRPC status",
+            ["method", "tier", "status"],
+            registry=self.registry,
+        )
+        self.stage_seconds = Histogram(
+            "steploom_gateway_stage_seconds",
+            "Time of finished edits in each stage (queue, encode, denoise, decode, total), by tier",
+            ["tier", "stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.codec_seconds = Histogram(
+            "steploom_gateway_codec_seconds",
+            "Thread time of one picture in the image codec, by operation (decode, encode)",
+            ["operation"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge("steploom_gateway_in_flight", "Edits that are open now", registry=self.registry)
+        self._arena_blocks = Gauge(
+            "steploom_gateway_arena_blocks_used", "Shared-memory blocks lent to jobs now", registry=self.registry
+        )
+        self._batcher_up = Gauge(
+            "steploom_gateway_batcher_up", "1 while the batcher can take jobs, else 0", registry=self.registry
+        )
+
+    def observe_codec(self, operation: str, seconds: float) -> None:
+        """Counts one picture's time in the codec."""
+        self.codec_seconds.labels(operation).observe(seconds)
+
+    def observe_timings(self, tier: str, timings: image_pb2.Timings) -> None:
+        """Counts a finished edit's `steploom.v1.Timings`."""
+        for stage in ("queue", "encode", "denoise", "decode", "total"):
+            self.stage_seconds.labels(tier, stage).observe(getattr(timings, f"{stage}_s"))
+
+    def watch_arena(self, num_used: Callable[[], float]) -> None:
+        """Where the number of lent blocks is read at each scrape."""
+        self._arena_blocks.set_function(num_used)
+
+    def set_batcher_up(self, is_up: bool) -> None:
+        """Whether the batcher can take jobs."""
+        self._batcher_up.set(is_up)
+
+
+class MetricsServer:
+    """Shows a registry over HTTP, on a thread of its own.
+
+    Raises:
+        BindError: the address cannot be had.
+    """
+
+    def __init__(self, address: str, registry: CollectorRegistry) -> None:
+        host, port = host_and_port(address)
+        try:
+            self._server, self._thread = start_http_server(port, host, registry)
+        except OSError as error:
+            raise BindError(f"cannot listen on {address} for metrics: {error.strerror}") from error
+
+    @property
+    def port(self) -> int:
+        """The port that was bound."""
+        return int(self._server.server_address[1])
+
+    def close(self) -> None:
+        """Ends the thread and frees the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

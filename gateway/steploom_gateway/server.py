@@ -1,0 +1,118 @@
+"""The gateway as a whole: its parts, and the order in which they start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from steploom_common.rpc import ErrorInterceptor, Shutdown, bind
+from steploom_gateway.batcher_client import BatcherClient
+from steploom_gateway.config import GatewayConfig
+from steploom_gateway.edit import Tools
+from steploom_gateway.loans import Loans
+from steploom_gateway.metrics import Metrics, MetricsServer
+from steploom_gateway.pool import CodecPool
+from steploom_gateway.service import ImageService
+from steploom_gateway.submission import Submissions
+from steploom_gateway.validation import image_bounds
+from steploom_protos.v1 import image_pb2, image_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+SERVICE_NAME = image_pb2.DESCRIPTOR.services_by_name["ImageService"].full_name
+
+_LAST_WORDS_S = 1.0  # for answers that are on their way when the server ends
+
+
+class Gateway:
+    """Start with `start`, end with `drain` and `close`; `close` alone ends it at once.
+
+    Args:
+        config: settings; `batcher` must be set.
+        arena_dir: folder of the shared memory.
+    """
+
+    def __init__(self, config: GatewayConfig, arena_dir: Path) -> None:
+        self._config = config
+        self.metrics = Metrics()
+        self._health = health.aio.HealthServicer()
+        self.batcher = BatcherClient(config.batcher, config.poll_s, self._set_serving)
+        is_local = config.batcher.startswith("unix:")
+        self.loans = Loans(arena_dir if is_local else None, config.arena_blocks, self.batcher.cancel, config.settle_s)
+        self.codec = CodecPool(config.codec_threads, image_bounds(config), self.metrics.observe_codec)
+        self._submissions = Submissions(self.batcher, self.loans)
+        tools = Tools(self.codec, self._submissions, config.preview_side)
+        self.service = ImageService(config, self.batcher, tools, self.metrics)
+        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_server_options(config))
+        self._metrics_server: MetricsServer | None = None
+        self.port = 0  # once started
+        self.metrics.watch_arena(lambda: self.loans.num_used)
+
+    def __repr__(self) -> str:
+        return f"Gateway({self._config.listen}, {self.service!r}, {self.batcher!r}, {self.loans!r})"
+
+    @property
+    def metrics_port(self) -> int:
+        """The port of the metrics; 0 without."""
+        return self._metrics_server.port if self._metrics_server else 0
+
+    async def start(self) -> None:
+        """Listens.
+
+        Raises:
+            BindError: an address cannot be had.
+        """
+        image_pb2_grpc.add_ImageServiceServicer_to_server(self.service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        await self._set_serving(False)
+        self.port = bind(self._server, self._config.listen)
+        if self._config.metrics_listen:
+            self._metrics_server = MetricsServer(self._config.metrics_listen, self.metrics.registry)
+        await self._server.start()
+        log.info("listening on %s, metrics on %s", self._config.listen, self._config.metrics_listen or "no port")
+
+    async def drain(self, shutdown: Shutdown) -> None:
+        """Refuses new edits and lets the open ones end, within the grace; cancels those that are left."""
+        await self._health.enter_graceful_shutdown()
+        self.service.drain()
+        log.info("draining: %d open", self.service.num_open)
+        if await shutdown.grace(self.service.wait_idle(), self._config.drain_s):
+            return
+        log.warning("%d edits are cut off", self.service.num_open)
+        self._submissions.end()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.service.wait_idle(), _LAST_WORDS_S)
+
+    async def close(self) -> None:
+        """Ends everything that is left, and removes the shared memory."""
+        await self._server.stop(_LAST_WORDS_S)
+        await self.loans.close()
+        await self.batcher.close()
+        await asyncio.to_thread(self.codec.close)
+        if self._metrics_server:
+            await asyncio.to_thread(self._metrics_server.close)
+
+    async def _set_serving(self, is_serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        for name in ("", SERVICE_NAME):
+            await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
+        self.metrics.set_batcher_up(is_serving)
+
+
+def _server_options(config: GatewayConfig) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
