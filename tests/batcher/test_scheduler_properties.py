@@ -1,0 +1,269 @@
+"""The scheduler against a naive model: whatever happens in whatever order, the invariants hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from scheduler_model import KEY, ModelWorker, profile, spec
+
+from steploom_batcher.config import SchedulerConfig, TierConfig
+from steploom_batcher.scheduler import Scheduler
+from steploom_batcher.types import (
+    Admitted,
+    Cause,
+    Effect,
+    Failed,
+    Finished,
+    JobSpec,
+    Key,
+    Outcome,
+    Refused,
+    Release,
+    Requeued,
+    Started,
+    Status,
+    Stepped,
+)
+
+OTHER_KEY = Key("other", (4, 16, 16))
+WORKERS = {"w0": KEY, "w1": KEY, "w2": OTHER_KEY}
+MAX_DELAY_S = 0.004
+
+
+class Machine(RuleBasedStateMachine):
+    """Random calls; after each, ticks are planned and every promise is checked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 100.0
+        self.live: dict[str, JobSpec] = {}  # admitted and not ended
+        self.specs: dict[str, JobSpec] = {}  # every job that was ever admitted
+        self.poisoned: set[str] = set()
+        self.cancelled: set[str] = set()
+        self.ends: Counter[str] = Counter()  # how often each job has ended
+        self.steps_seen: dict[str, int] = {}
+        self.workers: dict[str, ModelWorker] = {}
+        self.held: dict[tuple[str, int], str] = {}  # (worker, slot) -> job, from its first tick to its release
+        self.num_submitted = 0
+
+    @initialize(policy=st.sampled_from(["step", "request"]), in_flight=st.integers(1, 3), max_queued=st.integers(0, 5))
+    def start(self, policy: str, in_flight: int, max_queued: int) -> None:
+        tiers = {
+            "free": TierConfig(steps=3, weight=1.0, max_queued=max_queued),
+            "pro": TierConfig(steps=8, weight=3.0, max_queued=max_queued),
+        }
+        config = SchedulerConfig(
+            policy=policy, ticks_in_flight=in_flight, tiers=tiers, max_queue_delay_s=MAX_DELAY_S, max_wait_s=1.0
+        )
+        self.config = config
+        self.scheduler = Scheduler(config)
+
+    # What can happen
+
+    @rule(
+        tier=st.sampled_from(["free", "pro"]),
+        steps=st.integers(1, 6),
+        rows=st.integers(1, 3),
+        seconds=st.sampled_from([0.05, 0.3, 2.0, 50.0]),
+        key=st.sampled_from([KEY, KEY, OTHER_KEY]),
+        is_poisoned=st.sampled_from([False] * 6 + [True]),
+    )
+    def submit(self, tier: str, steps: int, rows: int, seconds: float, key: Key, is_poisoned: bool) -> None:
+        job = spec(f"j{self.num_submitted}", tier, steps, rows, self.now + seconds, key)
+        self.num_submitted += 1
+        verdict = self.scheduler.submit(job, self.now)
+        if isinstance(verdict, Admitted):
+            self.live[job.job_id] = self.specs[job.job_id] = job
+            self.steps_seen[job.job_id] = 0
+            if is_poisoned:
+                self.poisoned.add(job.job_id)
+            assert self.now + verdict.predicted_s <= job.deadline
+            return
+        assert isinstance(verdict, Refused)
+        if verdict.cause is Cause.DEADLINE:
+            assert verdict.predicted_s is not None
+            assert self.now + verdict.predicted_s > job.deadline
+        if verdict.cause is Cause.NO_WORKER:
+            assert not any(worker.profile.key == key for worker in self.workers.values())
+
+    @rule(seconds=st.sampled_from([0.0, 0.001, 0.01, 0.1, 1.5]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.take(self.scheduler.expire(self.now))
+
+    @rule()
+    def wait_until_woken(self) -> None:
+        when = self.scheduler.wake_at()
+        if when is not None:
+            self.now = max(self.now, when)
+            self.take(self.scheduler.expire(self.now))
+
+    @precondition(lambda self: any(worker.queue for worker in self.workers.values()))
+    @rule(data=st.data())
+    def tick_ends(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(name for name, worker in self.workers.items() if worker.queue)))
+        self.run_tick(name)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(sorted(self.live)))
+        effects = self.scheduler.cancel(job_id, self.now)
+        assert not any(isinstance(effect, Finished | Failed) for effect in effects)
+        self.end(job_id)
+        self.cancelled.add(job_id)
+        self.take(effects)
+        assert self.scheduler.cancel(job_id, self.now) == []
+
+    @rule(name=st.sampled_from(sorted(WORKERS)), num_slots=st.integers(1, 4))
+    def worker_up(self, name: str, num_slots: int) -> None:
+        if name in self.workers:
+            with pytest.raises(ValueError, match="is up already"):
+                self.scheduler.worker_up(profile(name, num_slots, WORKERS[name]), self.now)
+            return
+        self.scheduler.worker_up(profile(name, num_slots, WORKERS[name]), self.now)
+        self.workers[name] = ModelWorker(profile(name, num_slots, WORKERS[name]), self.poisoned)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), odds=st.integers(0, 3))
+    def worker_down(self, data: st.DataObject, odds: int) -> None:
+        if odds:
+            return  # most machines should not lose a worker all the time
+        name = data.draw(st.sampled_from(sorted(self.workers)))
+        lost = self.workers.pop(name)
+        self.held = {place: job for place, job in self.held.items() if place[0] != name}
+        effects = self.scheduler.worker_down(name, self.now)
+        assert not any(isinstance(effect, Release) for effect in effects)
+        self.take(effects)
+        for tick in lost.queue:
+            assert self.scheduler.finish(tick.tick_id, tick_outcome(), self.now) == []
+
+    # What must follow
+
+    def run_tick(self, name: str) -> None:
+        tick, outcome = self.workers[name].run({job_id: job.steps for job_id, job in self.specs.items()})
+        self.now += 0.001
+        effects = self.scheduler.finish(tick.tick_id, outcome, self.now)
+        in_tick = {entry.job_id for entry in tick.entries}
+        for effect in effects:
+            if isinstance(effect, Failed):
+                assert effect.cause is Cause.POISON
+                assert effect.job_id in self.poisoned
+        assert {effect.job_id for effect in effects} <= in_tick
+        self.take(effects)
+
+    def take(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Finished(job_id, usage):
+                    assert self.steps_seen[job_id] == self.specs[job_id].steps
+                    assert job_id not in self.poisoned
+                    assert usage.ticks >= self.specs[job_id].steps + 2
+                    self.end(job_id)
+                case Failed(job_id, cause, _):
+                    crashed = cause is Cause.POISON
+                    assert crashed or self.now >= self.specs[job_id].deadline - 1.0
+                    self.end(job_id)
+                case Stepped(job_id, step, steps):
+                    assert job_id in self.live
+                    assert step == self.steps_seen[job_id] + 1
+                    assert step <= steps
+                    self.steps_seen[job_id] = step
+                case Requeued(job_id):
+                    assert job_id in self.live
+                    self.steps_seen[job_id] = 0
+                case Release(worker_id, slot, job_id):
+                    assert job_id not in self.live
+                    self.held.pop((worker_id, slot), None)
+                    assert not any(
+                        entry.slot == slot for tick in self.workers[worker_id].queue for entry in tick.entries
+                    ), "a slot is released while a tick that names it is in flight"
+                case Started(job_id):
+                    assert job_id in self.live
+
+    def end(self, job_id: str) -> None:
+        self.ends[job_id] += 1
+        del self.live[job_id]
+
+    @precondition(lambda self: hasattr(self, "scheduler"))
+    @invariant()
+    def plan_and_check(self) -> None:
+        """Plans what should run now, as a driver does after every change, and holds the result to the promises."""
+        self.plan()
+        self.jobs_are_conserved()
+        self.slots_are_conserved()
+        self.nothing_waits_while_a_worker_idles()
+
+    def plan(self) -> None:
+        for tick in self.scheduler.next_ticks(self.now):
+            worker = self.workers[tick.worker_id]
+            worker.check(tick, self.live)
+            for entry in tick.entries:
+                place = (tick.worker_id, entry.slot)
+                assert self.held.setdefault(place, entry.job_id) == entry.job_id, "two jobs in one slot"
+            worker.queue.append(tick)
+            assert len(worker.queue) <= self.config.ticks_in_flight
+        assert self.scheduler.next_ticks(self.now) == [], "planning twice plans the same thing twice"
+
+    def jobs_are_conserved(self) -> None:
+        stats = self.scheduler.statistics()
+        assert all(count == 1 for count in self.ends.values())
+        assert stats.submitted == self.num_submitted
+        assert stats.admitted == len(self.specs)
+        assert stats.finished + stats.failed + stats.cancelled + stats.expired + len(self.live) == stats.admitted
+        assert stats.cancelled == len(self.cancelled)
+
+    def slots_are_conserved(self) -> None:
+        for name, worker in self.scheduler.statistics().workers.items():
+            assert worker.slots_used <= worker.num_slots
+            assert worker.ticks_in_flight == len(self.workers[name].queue)
+
+    def nothing_waits_while_a_worker_idles(self) -> None:
+        """An idle worker has no job, or waits for company within the bound and wakes up at its end."""
+        stats = self.scheduler.statistics()
+        for name, worker in self.workers.items():
+            if worker.queue or not stats.workers[name].slots_used:
+                continue
+            wake = self.scheduler.wake_at()
+            assert wake is not None
+            assert self.now < wake <= self.now + MAX_DELAY_S
+
+    def teardown(self) -> None:
+        """Everything that is in comes to an end, and nothing is left."""
+        if not hasattr(self, "scheduler"):
+            return
+        self.scheduler.drain()
+        assert isinstance(self.scheduler.submit(spec("late"), self.now), Refused)
+        for name, key in WORKERS.items():
+            if name not in self.workers:
+                self.scheduler.worker_up(profile(name, 2, key), self.now)
+                self.workers[name] = ModelWorker(profile(name, 2, key), self.poisoned)
+        for _ in range(2000):
+            self.plan()
+            busy = [name for name, worker in self.workers.items() if worker.queue]
+            if not busy and self.scheduler.is_idle:
+                break
+            if busy:
+                self.run_tick(busy[0])
+            else:
+                self.wait_until_woken()
+        assert self.scheduler.is_idle
+        assert not self.live
+        assert all(worker.slots_used == 0 for worker in self.scheduler.statistics().workers.values())
+        assert abs(self.scheduler._backlog.total_s) < 1e-6
+
+
+def tick_outcome() -> Outcome:
+    """Any answer: it comes from a worker that is lost."""
+
+    return Outcome(Status.OK, 0.1)
+
+
+Machine.TestCase.settings = settings(
+    max_examples=120, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestSchedulerProperties = Machine.TestCase
