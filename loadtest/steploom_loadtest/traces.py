@@ -1,0 +1,73 @@
+"""Traces of arrivals: what asks for a picture, and when. The same trace drives the simulator and a live service."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request of a trace."""
+
+    at: float  # seconds from the start of the trace: when it must be sent, however the service does
+    tier: str
+    steps: int  # denoising steps
+    rows: int  # UNet rows of a step
+    deadline_s: float  # from arrival to answer
+    cancel_after_s: float | None = None  # from arrival; None: the caller waits
+
+    @property
+    def label(self) -> str:
+        """The class of requests that it is reported in."""
+        return f"{self.tier} {self.steps} steps"
+
+
+@dataclass(frozen=True)
+class RequestClass:
+    """Requests of one kind in a mix."""
+
+    tier: str
+    steps: int
+    weight: float = 1.0  # share of the mix, relative to the other classes
+    rows: int = 3  # UNet rows of a step
+    deadline_s: float = 60.0
+    cancel_share: float = 0.0  # of them are cancelled, at a moment drawn evenly up to `cancel_within_s`
+    cancel_within_s: float = 1.0
+
+
+FREE_AND_PRO = (RequestClass("free", 3, 9.0, deadline_s=20.0), RequestClass("pro", 35, 1.0, deadline_s=60.0))
+"""Nine requests of few steps for each one of many."""
+
+
+def poisson(mix: Sequence[RequestClass], rate: float, duration_s: float, seed: int = 0) -> list[Arrival]:
+    """Arrivals of an open-loop Poisson process: nobody waits for an answer before the next request comes.
+
+    Args:
+        mix: classes, drawn by weight.
+        rate: requests a second, all classes together.
+        duration_s: length of the trace.
+        seed: the same one gives the same trace.
+    """
+    if rate <= 0 or not mix:
+        raise ValueError(f"a trace needs a rate above 0 and a mix, got {rate} and {len(mix)} classes")
+    rng = random.Random(seed)
+    weights = [item.weight for item in mix]
+    trace = []
+    at = rng.expovariate(rate)
+    while at < duration_s:
+        trace.append(_arrival(rng.choices(mix, weights)[0], at, rng))
+        at += rng.expovariate(rate)
+    return trace
+
+
+def burst(kind: RequestClass, count: int, at: float = 0.0) -> list[Arrival]:
+    """`count` equal requests at one moment."""
+    return [Arrival(at, kind.tier, kind.steps, kind.rows, kind.deadline_s) for _ in range(count)]
+
+
+def _arrival(kind: RequestClass, at: float, rng: random.Random) -> Arrival:
+    is_cancelled = rng.random() < kind.cancel_share
+    cancel_after_s = rng.uniform(0.0, kind.cancel_within_s) if is_cancelled else None
+    return Arrival(at, kind.tier, kind.steps, kind.rows, kind.deadline_s, cancel_after_s)
