@@ -5,8 +5,8 @@ model's prediction and, for multistep solvers, the estimate of the finished pict
 whole course is computed at admission, and jobs of any sampler and step count share one update.
 
 All samplers work on the variance-preserving x = alpha * picture + sigma * noise with alpha^2 + sigma^2 = 1, which is
-what the UNet takes: Euler, usually written for picture + sigma * noise, needs no scaling of the model's input. There the
-first-order step of all three is the same; they differ in which noise levels they visit.
+what the UNet takes: Euler, usually written for picture + sigma * noise, needs no scaling of the model's input. The
+first-order step of all three is then the same; they differ in which noise levels they visit.
 """
 
 from __future__ import annotations

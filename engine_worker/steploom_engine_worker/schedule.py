@@ -110,24 +110,28 @@ def alphas_cumprod(config: ScheduleConfig) -> Array:
     betas = _betas(config)
     if config.rescale_betas_zero_snr:
         betas = _rescale_to_zero_snr(betas)
-    return np.cumprod(1.0 - betas)
+    return _product(1.0 - betas)
 
 
 def _betas(config: ScheduleConfig) -> Array:
     count, first, last = config.num_train_timesteps, config.beta_start, config.beta_end
     if config.trained_betas is not None:
-        return np.asarray(config.trained_betas, np.float64)
+        return np.array(config.trained_betas, np.float64)
     if config.beta_schedule == "linear":
         return np.linspace(first, last, count)
     if config.beta_schedule == "scaled_linear":
         return np.linspace(first**0.5, last**0.5, count) ** 2
     bar = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2  # arXiv 2102.09672, equation 17
-    return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
+    return np.array(np.minimum(1.0 - bar[1:] / bar[:-1], 0.999))
+
+
+def _product(values: Array) -> Array:
+    return np.cumprod(values, dtype=np.float64)
 
 
 def _rescale_to_zero_snr(betas: Array) -> Array:
     """Shifts and scales the signal levels so that the last is zero (arXiv 2305.08891, algorithm 1)."""
-    root = np.sqrt(np.cumprod(1.0 - betas))
+    root = np.sqrt(_product(1.0 - betas))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     bar = root**2
     return 1.0 - np.concatenate([bar[:1], bar[1:] / bar[:-1]])

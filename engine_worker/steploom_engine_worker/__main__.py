@@ -1,0 +1,77 @@
+"""`python -m steploom_engine_worker`: one engine worker.
+
+Exit codes: 0 after an orderly end, 2 for a wrong configuration or model directory, 3 (EXIT_FATAL) when the engine
+cannot go on (device lost, out of memory) and the worker must be started again, 1 for anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from steploom_common.rpc import BindError, Shutdown
+from steploom_common.settings import ConfigError, read_section, replace
+from steploom_engine_worker.config import WorkerConfig
+from steploom_engine_worker.errors import EXIT_FATAL, ModelError, is_fatal
+from steploom_engine_worker.launch import build_engine
+from steploom_engine_worker.server import WorkerServer
+
+log = logging.getLogger("steploom_engine_worker")
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = _parser().parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _end(_run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="steploom_engine_worker", description="Runs the model of one device.")
+    parser.add_argument("--config", type=Path, help="steploom.toml; its table [worker] is read")
+    parser.add_argument("--listen", required=True, help="address: unix:/path/worker.sock or host:port")
+    parser.add_argument("--engine", help="overrides worker.engine: torch or fake")
+    parser.add_argument("--model", help="overrides worker.model: a model directory")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Serves to the end; the exit code."""
+    try:
+        config = read_section(arguments.config, "worker", WorkerConfig)
+        config = replace(config, engine=arguments.engine, model=arguments.model)
+        has_ended = asyncio.run(_serve(config, arguments.listen))
+    except (ConfigError, ModelError, BindError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if is_fatal(error):
+            log.critical("the engine cannot go on: %s", error)
+            return EXIT_FATAL
+        log.critical("the worker ends", exc_info=error)
+        return 1
+    return 0 if has_ended else 1
+
+
+async def _serve(config: WorkerConfig, address: str) -> bool:
+    shutdown = Shutdown()
+    shutdown.listen()
+    worker_id = f"{os.uname().nodename}-{os.getpid()}"
+    return await WorkerServer(address, worker_id, partial(build_engine, config), config.drain_s).run(shutdown)
+
+
+def _end(code: int) -> None:
+    """Ends at once: a driving thread inside a library must not be torn down with the interpreter."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

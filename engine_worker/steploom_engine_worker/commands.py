@@ -1,0 +1,99 @@
+"""What the batcher asks of a worker and what it answers: the messages of steploom.worker.v1 as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from steploom_common.arena import RegionRef
+from steploom_engine_worker.engine import Costs, ModelInfo, Stage
+from steploom_engine_worker.schedule import Sampler
+
+
+@dataclass(frozen=True)
+class Picture:
+    """uint8 RGB pixels, in the message or in a shared-memory arena."""
+
+    height: int
+    width: int
+    data: bytes = field(default=b"", repr=False)  # empty: in the region
+    region: RegionRef | None = None
+
+
+@dataclass(frozen=True)
+class Admit:
+    """Puts a job into a free slot."""
+
+    job_id: str
+    slot: int
+    instruction: str
+    picture: Picture
+    output: RegionRef | None  # None: the picture returns in the report
+    steps: int
+    guidance_scale: float
+    image_guidance_scale: float
+    seed: int
+    sampler: Sampler | None = None  # None: the model's default
+    preview_every: int = 0  # steps; 0: none
+    adapter: str = ""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One forward pass of one stage."""
+
+    tick_id: int
+    stage: Stage
+    slots: Sequence[int]
+    steps: Sequence[int] = ()  # denoise: of each slot, from 0; empty otherwise
+
+
+@dataclass(frozen=True)
+class Release:
+    """Frees a slot."""
+
+    slot: int
+
+
+Command = Admit | Tick | Release
+
+
+class TickStatus(IntEnum):
+    """The values are those of steploom.worker.v1.TickStatus."""
+
+    OK = 1
+    FAILED = 2  # it raised: no job of the tick has moved
+    SKIPPED = 3  # a slot was not at the named step: nothing was run
+
+
+@dataclass(frozen=True)
+class SlotPicture:
+    """A finished picture or a preview."""
+
+    slot: int
+    picture: Picture
+
+
+@dataclass(frozen=True)
+class TickDone:
+    """The answer to a tick."""
+
+    tick_id: int
+    status: TickStatus
+    seconds: float = 0.0  # of device time
+    start_unix_s: float = 0.0  # seconds since the epoch
+    error: str = ""
+    pictures: Sequence[SlotPicture] = ()
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The worker can be driven."""
+
+    worker_id: str
+    engine: str
+    device: str
+    slots: int
+    model: ModelInfo
+    costs: Costs

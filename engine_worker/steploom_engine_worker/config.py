@@ -1,0 +1,57 @@
+"""The engine worker's settings: the `[worker]` table of steploom.toml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from steploom_common.settings import ConfigError, check, section, setting
+
+
+@dataclass(frozen=True)
+class FakeConfig:
+    """The fake engine's costs and faults; seconds. All zero: it takes no time."""
+
+    height: int = setting(128, "pixels of its pictures", at_least=8, at_most=4096)
+    width: int = setting(128, "pixels of its pictures", at_least=8, at_most=4096)
+    encode_s: float = setting(0.0, "seconds of an encode tick", at_least=0, at_most=60)
+    encode_item_s: float = setting(0.0, "seconds more for each job in it", at_least=0, at_most=60)
+    denoise_s: float = setting(0.0, "seconds of a denoise tick", at_least=0, at_most=60)
+    denoise_row_s: float = setting(0.0, "seconds more for each row in it", at_least=0, at_most=60)
+    decode_s: float = setting(0.0, "seconds of a decode tick", at_least=0, at_most=60)
+    decode_item_s: float = setting(0.0, "seconds more for each job in it", at_least=0, at_most=60)
+    fail_tick: int = setting(0, "the denoise tick, counted from 1, that raises; 0: none", at_least=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """One worker: one device, one model."""
+
+    engine: str = setting("torch", "what runs the model", choices=("torch", "fake"))
+    model: str = setting("", "model directory in diffusers' layout; empty: the embedded avatar-edit")
+    device: str = setting("cpu", "torch device")
+    dtype: str = setting("float32", "type of weights and activations", choices=("float32", "bfloat16"))
+    threads: int = setting(0, "CPU threads of the engine; 0: all cores", at_least=0, at_most=1024)
+    slots: int = setting(32, "jobs that the worker holds at once", at_least=1, at_most=4096)
+    max_steps: int = setting(100, "denoising steps that a slot's coefficient table holds", at_least=1, at_most=1000)
+    denoise_buckets: tuple[int, ...] = setting(
+        (1, 2, 3, 4, 6, 9, 12, 18, 24), "rows of a denoise tick that are measured", at_least=1, at_most=4096
+    )
+    encode_buckets: tuple[int, ...] = setting(
+        (1, 2, 4), "jobs of an encode tick that are measured", at_least=1, at_most=4096
+    )
+    decode_buckets: tuple[int, ...] = setting(
+        (1, 2, 4), "jobs of a decode tick that are measured", at_least=1, at_most=4096
+    )
+    warmup_repeats: int = setting(3, "measurements of each bucket; the median counts", at_least=1, at_most=100)
+    drain_s: float = setting(30.0, "seconds for jobs in slots to end once asked to stop", at_least=0, at_most=3600)
+    fake: FakeConfig = section(FakeConfig, "the fake engine")
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("denoise_buckets", "encode_buckets", "decode_buckets"):
+            buckets = getattr(self, name)
+            if not buckets or list(buckets) != sorted(set(buckets)):
+                raise ConfigError(name, f"is {list(buckets)}, must be a rising list of at least one number")

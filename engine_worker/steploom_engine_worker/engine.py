@@ -1,0 +1,109 @@
+"""The engine contract: what any device must offer, whatever runs on it.
+
+An engine does what it is told on one thread. It keeps no order of its own: which slot is at which step is the
+`Ledger`'s to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steploom_engine_worker.schedule import Sampler
+
+Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
+
+
+class Stage(IntEnum):
+    """Stages of a job, in order. The values are those of steploom.worker.v1.Stage."""
+
+    ENCODE = 1
+    DENOISE = 2
+    DECODE = 3
+
+
+Costs = Mapping[tuple[Stage, int], float]  # seconds of (stage, bucket)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image request, as an engine sees it."""
+
+    instruction: str
+    pixels: Pixels = field(repr=False)  # of the model's size
+    steps: int
+    guidance_scale: float
+    image_guidance_scale: float
+    seed: int  # uint64
+    sampler: Sampler | None = None  # None: the model's default
+    adapter: str = ""  # empty: none
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a batcher and a gateway must know of a model."""
+
+    name: str
+    height: int  # pixels that encode takes and decode gives
+    width: int
+    max_steps: int
+    default_guidance_scale: float
+    default_image_guidance_scale: float
+    default_sampler: Sampler
+    latent_shape: tuple[int, int, int]  # channels, height, width
+    digest: str  # equal digests draw equal pictures
+    adapters: tuple[str, ...] = ()  # by name
+
+
+class Engine(Protocol):
+    """Runs the stages of jobs that lie in slots. Every method but `release` may raise; no job has moved then.
+
+    A job's result does not depend on the other jobs of a call beyond rounding.
+    """
+
+    @property
+    def name(self) -> str:
+        """torch, fake"""
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+
+    @property
+    def num_slots(self) -> int:
+        """Jobs it can hold."""
+
+    @property
+    def model(self) -> ModelInfo:
+        """What it serves."""
+
+    @property
+    def known_costs(self) -> Costs | None:
+        """Seconds of each bucket where they are given; None: they must be measured."""
+
+    def admit(self, slot: int, job: Job) -> None:
+        """Puts a job into a slot. Cheap: the work is in `encode`.
+
+        Raises:
+            ValueError: the job is out of the model's bounds.
+        """
+
+    def encode(self, slots: Sequence[int]) -> None:
+        """Picture, instruction and initial noise of each job into its slot."""
+
+    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> None:
+        """One sampler step of each job: step `steps[i]`, from 0, of the job in `slots[i]`. No slot comes twice."""
+
+    def decode(self, slots: Sequence[int]) -> list[Pixels]:
+        """Each job's picture. The slots stay as they are."""
+
+    def preview(self, slot: int) -> Pixels:
+        """A small picture of what the job is becoming, after its latest step."""
+
+    def release(self, slot: int) -> None:
+        """Forgets the job of a slot."""

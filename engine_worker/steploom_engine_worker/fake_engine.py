@@ -1,0 +1,138 @@
+"""An engine without a model: takes its time from a cost table, fails on command, draws what tests can check."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from steploom_common.guidance import rows_per_step
+from steploom_engine_worker.config import FakeConfig, WorkerConfig
+from steploom_engine_worker.engine import Costs, Job, ModelInfo, Pixels, Stage
+from steploom_engine_worker.errors import EngineError
+from steploom_engine_worker.schedule import Sampler
+
+POISON = "poison"  # an instruction with this word raises in every denoise tick
+CRASH = "crash"  # this one ends the process in its first denoise tick
+EXHAUST = "exhaust"  # this one runs out of memory
+CRASH_EXIT_CODE = 13
+
+
+class FakeEngine:
+    """See the module. Seconds of a tick are `base + per_item * jobs`, of denoise `base + per_row * rows`."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._fake = config.fake
+        self._num_slots = config.slots
+        self._jobs: dict[int, Job] = {}
+        self._done: dict[int, int] = {}  # steps by slot
+        self._denoise_ticks = 0
+        self._costs = {
+            **{(Stage.ENCODE, bucket): self._seconds(Stage.ENCODE, bucket) for bucket in config.encode_buckets},
+            **{(Stage.DENOISE, bucket): self._seconds(Stage.DENOISE, bucket) for bucket in config.denoise_buckets},
+            **{(Stage.DECODE, bucket): self._seconds(Stage.DECODE, bucket) for bucket in config.decode_buckets},
+        }
+        self._model = _model(self._fake, config.max_steps)
+
+    @property
+    def name(self) -> str:
+        return "fake"
+
+    @property
+    def device(self) -> str:
+        return "none"
+
+    @property
+    def num_slots(self) -> int:
+        return self._num_slots
+
+    @property
+    def model(self) -> ModelInfo:
+        return self._model
+
+    @property
+    def known_costs(self) -> Costs | None:
+        return self._costs
+
+    def admit(self, slot: int, job: Job) -> None:
+        if not 1 <= job.steps <= self._model.max_steps:
+            raise ValueError(f"steps is {job.steps}, must be 1 to {self._model.max_steps}")
+        self._jobs[slot] = job
+        self._done[slot] = 0
+
+    def encode(self, slots: Sequence[int]) -> None:
+        self._spend(Stage.ENCODE, len(slots))
+
+    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> None:
+        self._denoise_ticks += 1
+        self._spend(Stage.DENOISE, sum(_rows(self._jobs[slot]) for slot in slots))
+        for slot in slots:
+            _obey(self._jobs[slot].instruction)
+        if self._denoise_ticks == self._fake.fail_tick:
+            raise EngineError(f"tick {self._denoise_ticks} fails as it was told to")
+        for slot, step in zip(slots, steps, strict=True):
+            if self._done[slot] != step:
+                raise EngineError(f"slot {slot} is at step {self._done[slot]}, not {step}")
+            self._done[slot] += 1
+
+    def decode(self, slots: Sequence[int]) -> list[Pixels]:
+        self._spend(Stage.DECODE, len(slots))
+        return [draw(self._jobs[slot], self._done[slot]) for slot in slots]
+
+    def preview(self, slot: int) -> Pixels:
+        return np.ascontiguousarray(draw(self._jobs[slot], self._done[slot])[::4, ::4])
+
+    def release(self, slot: int) -> None:
+        self._jobs.pop(slot, None)
+        self._done.pop(slot, None)
+
+    def _seconds(self, stage: Stage, count: int) -> float:
+        fake = self._fake
+        base, each = {
+            Stage.ENCODE: (fake.encode_s, fake.encode_item_s),
+            Stage.DENOISE: (fake.denoise_s, fake.denoise_row_s),
+            Stage.DECODE: (fake.decode_s, fake.decode_item_s),
+        }[stage]
+        return base + each * count
+
+    def _spend(self, stage: Stage, count: int) -> None:
+        seconds = self._seconds(stage, count)
+        if seconds > 0:
+            time.sleep(seconds)
+
+
+def draw(job: Job, steps_done: int) -> Pixels:
+    """The picture of a job: its input, shifted by a number that seed, instruction and steps decide."""
+    text = f"{job.seed}|{job.instruction}|{steps_done}|{job.guidance_scale:.6g}|{job.image_guidance_scale:.6g}"
+    shift = np.frombuffer(hashlib.sha256(text.encode()).digest()[:3], np.uint8)  # one for each of red, green, blue
+    return np.asarray(job.pixels + shift, np.uint8)  # modulo 256
+
+
+def _rows(job: Job) -> int:
+    return rows_per_step(job.guidance_scale, job.image_guidance_scale)
+
+
+def _obey(instruction: str) -> None:
+    if CRASH in instruction:
+        os._exit(CRASH_EXIT_CODE)
+    if EXHAUST in instruction:
+        raise MemoryError("out of memory, as it was told to")
+    if POISON in instruction:
+        raise EngineError("poisoned instruction")
+
+
+def _model(fake: FakeConfig, max_steps: int) -> ModelInfo:
+    return ModelInfo(
+        name="fake",
+        height=fake.height,
+        width=fake.width,
+        max_steps=max_steps,
+        default_guidance_scale=7.5,
+        default_image_guidance_scale=1.5,
+        default_sampler=Sampler.DDIM,
+        latent_shape=(4, fake.height // 8, fake.width // 8),
+        digest="fake",
+    )

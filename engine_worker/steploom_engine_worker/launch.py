@@ -1,0 +1,28 @@
+"""From settings to a running engine."""
+
+from __future__ import annotations
+
+from steploom_engine_worker.config import WorkerConfig
+from steploom_engine_worker.engine import Costs, Engine
+from steploom_engine_worker.fake_engine import FakeEngine
+from steploom_engine_worker.warmup import warm_up
+
+
+def build_engine(config: WorkerConfig) -> tuple[Engine, Costs]:
+    """The engine that the settings name, warm, and what its buckets cost.
+
+    Raises:
+        ModelError: the model directory is wrong.
+        ConfigError: the device or the type is not there.
+    """
+    engine = _cold_engine(config)
+    return engine, warm_up(engine, config)
+
+
+def _cold_engine(config: WorkerConfig) -> Engine:
+    if config.engine == "fake":
+        return FakeEngine(config)
+    # torch takes seconds to import: only where it is used
+    from steploom_engine_worker.torch_engine import load_torch_engine
+
+    return load_torch_engine(config)

@@ -1,0 +1,97 @@
+"""Runs every bucket of every stage before the first job: nothing is slow the first time, and the costs are known."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import numpy as np
+
+from steploom_common.guidance import rows_per_step
+from steploom_engine_worker.config import WorkerConfig
+from steploom_engine_worker.engine import Costs, Engine, Job, Stage
+
+log = logging.getLogger(__name__)
+
+# Guidance scales (text, picture) that make a step of so many rows.
+_SCALES_BY_ROWS = {1: (1.0, 1.0), 2: (2.0, 2.0), 3: (2.0, 1.5)}
+
+
+def warm_up(engine: Engine, config: WorkerConfig) -> Costs:
+    """Seconds of each bucket that fits the engine's slots: the median of a few runs, the first not counted.
+
+    The slots are free before and after.
+    """
+    if engine.known_costs is not None:
+        return engine.known_costs
+    begin = time.perf_counter()
+    costs = {
+        **_measure_jobs(engine, Stage.ENCODE, config.encode_buckets, config.warmup_repeats, engine.encode),
+        **_measure_denoise(engine, config.denoise_buckets, config.warmup_repeats),
+        **_measure_jobs(engine, Stage.DECODE, config.decode_buckets, config.warmup_repeats, engine.decode),
+    }
+    log.info("warm in %.1f s: %s", time.perf_counter() - begin, describe(costs))
+    return costs
+
+
+def describe(costs: Costs) -> str:
+    """The costs in one line, milliseconds."""
+    parts = (f"{stage.name.lower()} {bucket}: {seconds * 1e3:.1f} ms" for (stage, bucket), seconds in costs.items())
+    return ", ".join(parts)
+
+
+def _measure_jobs(
+    engine: Engine, stage: Stage, buckets: Iterable[int], repeats: int, run: Callable[[list[int]], object]
+) -> dict[tuple[Stage, int], float]:
+    costs = {}
+    for bucket in buckets:
+        if bucket > engine.num_slots:
+            break
+        slots = _admit(engine, [1] * bucket, steps=1)
+        costs[stage, bucket] = _median_seconds([partial(run, slots)] * (repeats + 1))
+        _release(engine, slots)
+    return costs
+
+
+def _measure_denoise(engine: Engine, buckets: Iterable[int], repeats: int) -> dict[tuple[Stage, int], float]:
+    costs = {}
+    for bucket in buckets:
+        rows = [3] * (bucket // 3) + [bucket % 3] * bool(bucket % 3)
+        if len(rows) > engine.num_slots:
+            break
+        steps = min(repeats + 1, engine.model.max_steps)
+        slots = _admit(engine, rows, steps)
+        engine.encode(slots)
+        ticks = [partial(engine.denoise, slots, [tick % steps] * len(slots)) for tick in range(repeats + 1)]
+        costs[Stage.DENOISE, bucket] = _median_seconds(ticks)
+        _release(engine, slots)
+    return costs
+
+
+def _median_seconds(runs: Sequence[Callable[[], object]]) -> float:
+    """Of all but the first."""
+    seconds = []
+    for run in runs:
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[1:])
+
+
+def _admit(engine: Engine, rows: list[int], steps: int) -> list[int]:
+    """Jobs with so many rows a step, in the first slots."""
+    model = engine.model
+    grey = np.full((model.height, model.width, 3), 128, np.uint8)
+    for slot, count in enumerate(rows):
+        text, picture = _SCALES_BY_ROWS[count]
+        assert rows_per_step(text, picture) == count
+        engine.admit(slot, Job("warm up", grey, steps, text, picture, seed=slot))
+    return list(range(len(rows)))
+
+
+def _release(engine: Engine, slots: list[int]) -> None:
+    for slot in slots:
+        engine.release(slot)

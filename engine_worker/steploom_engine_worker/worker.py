@@ -1,0 +1,277 @@
+"""The driving thread: obeys one batcher at a time, strictly in order, and answers each tick."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+
+from steploom_engine_worker.commands import (
+    Admit,
+    Command,
+    Ready,
+    Release,
+    SlotPicture,
+    Tick,
+    TickDone,
+    TickStatus,
+)
+from steploom_engine_worker.engine import Costs, Engine, Job, Stage
+from steploom_engine_worker.errors import FatalEngineError, is_fatal
+from steploom_engine_worker.ledger import IllegalMove, Ledger, Verdict
+from steploom_engine_worker.mailbox import Mailbox
+from steploom_engine_worker.pictures import Pictures
+
+log = logging.getLogger(__name__)
+
+# Commands that may wait for the driving thread; a batcher sends an admission, a release and a few ticks for each slot.
+MAX_WAITING = 1024
+
+
+class Session:
+    """A batcher's hold on the worker. Once closed it gets no more reports, and its commands are dropped."""
+
+    def __init__(self, emit: Callable[[TickDone], None]) -> None:
+        self._emit = emit
+        self._lock = threading.Lock()  # held while a picture is written, so that none is after `close`
+        self._is_open = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it still holds the worker."""
+        return self._is_open
+
+    def close(self) -> None:
+        """Ends it; returns when nothing more will be written."""
+        with self._lock:
+            self._is_open = False
+
+    def report(self, done: TickDone) -> None:
+        """Hands a report to the batcher."""
+        with self._lock:
+            if self._is_open:
+                self._emit(done)
+
+    def write(self, action: Callable[[], list[SlotPicture]]) -> list[SlotPicture]:
+        """Runs `action`, which writes to the batcher's arena, unless it is closed."""
+        with self._lock:
+            return action() if self._is_open else []
+
+
+class SessionTaken(RuntimeError):
+    """Another batcher drives the worker."""
+
+
+class _Forget:
+    """Frees every slot."""
+
+
+class _Stop:
+    """Ends the driving thread."""
+
+
+_Item = tuple[Session, Command] | _Forget | _Stop
+
+
+class Worker:
+    """Owns the engine and its thread.
+
+    Args:
+        worker_id: unique among the workers of a batcher.
+        build: makes the engine and measures its costs; runs on the driving thread.
+        arena_directory: the only folder in which shared-memory arenas may lie.
+
+    Attributes:
+        ready: what the worker offers, once it is warm; or why it could not start.
+        ended: done when the thread has ended; holds the error that ended it, if one did.
+    """
+
+    def __init__(self, worker_id: str, build: Callable[[], tuple[Engine, Costs]], arena_directory: Path) -> None:
+        self._worker_id = worker_id
+        self._build = build
+        self._pictures = Pictures(arena_directory)
+        self._box: Mailbox[_Item] = Mailbox(MAX_WAITING)
+        self._session: Session | None = None
+        self._thread = threading.Thread(target=self._run, name="steploom-drive", daemon=True)
+        self.ready: Future[Ready] = Future()
+        self.ended: Future[None] = Future()
+        for future in (self.ready, self.ended):
+            future.set_running_or_notify_cancel()  # who waits may not cancel them
+        self._engine: Engine
+        self._ledger = Ledger(0)
+
+    def __repr__(self) -> str:
+        return f"Worker({self._worker_id}, {self.statistics()})"
+
+    def statistics(self) -> dict[str, int]:
+        """Commands that wait, and the slots by phase."""
+        return {"waiting": len(self._box), **self._ledger.statistics()}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no slot holds a job and nothing waits."""
+        return not self._ledger.num_used and not len(self._box)
+
+    def start(self) -> None:
+        """Starts the driving thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ends the thread after the tick under way; False where it did not end in time."""
+        self._box.replace(_Stop())
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def open_session(self, emit: Callable[[TickDone], None]) -> Session:
+        """Gives the worker to a batcher; `emit` is called on the driving thread.
+
+        Raises:
+            SessionTaken: another one has it.
+        """
+        if self._session is not None:
+            raise SessionTaken("another batcher drives this worker")
+        self._session = Session(emit)
+        return self._session
+
+    def close_session(self, session: Session) -> None:
+        """Forgets every slot and every command that waits; the tick under way ends unheard."""
+        session.close()
+        self._session = None
+        self._box.replace(_Forget())
+
+    def submit(self, session: Session, command: Command) -> bool:
+        """Queues a command; False where the queue is full."""
+        return self._box.try_put((session, command))
+
+    def _run(self) -> None:
+        try:
+            self._engine, costs = self._build()
+            self._ledger = Ledger(self._engine.num_slots)
+            self.ready.set_result(self._describe(costs))
+            self._obey_until_stopped()
+        except BaseException as error:
+            log.debug("the driving thread ends", exc_info=error)
+            if not self.ready.done():
+                self.ready.set_exception(error)
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(None)
+
+    def _describe(self, costs: Costs) -> Ready:
+        engine = self._engine
+        return Ready(self._worker_id, engine.name, engine.device, engine.num_slots, engine.model, costs)
+
+    def _obey_until_stopped(self) -> None:
+        while not isinstance(item := self._box.get(), _Stop):
+            if isinstance(item, _Forget):
+                self._forget_all()
+            elif item[0].is_open:
+                self._obey(*item)
+
+    def _obey(self, session: Session, command: Command) -> None:
+        if isinstance(command, Tick):
+            session.report(self._tick(session, command))
+        elif isinstance(command, Admit):
+            self._admit(command)
+        else:
+            self._release(command)
+
+    def _admit(self, admit: Admit) -> None:
+        try:
+            self._ledger.admit(admit)
+        except IllegalMove as error:
+            log.error("job %s is not admitted: %s", admit.job_id, error)
+            if admit.slot in self._ledger.used:
+                self._ledger.break_slot(admit.slot, str(error))
+            return
+        try:
+            self._engine.admit(admit.slot, self._job(admit))
+        except Exception as error:
+            _reraise_fatal(error)
+            log.warning("job %s cannot run: %s", admit.job_id, error)
+            self._ledger.break_slot(admit.slot, str(error))
+
+    def _job(self, admit: Admit) -> Job:
+        model = self._engine.model
+        return Job(
+            instruction=admit.instruction,
+            pixels=self._pictures.read(admit.picture, model.height, model.width),
+            steps=admit.steps,
+            guidance_scale=admit.guidance_scale,
+            image_guidance_scale=admit.image_guidance_scale,
+            seed=admit.seed,
+            sampler=admit.sampler,
+            adapter=admit.adapter,
+        )
+
+    def _release(self, release: Release) -> None:
+        try:
+            self._ledger.release(release.slot)
+        except IllegalMove as error:
+            log.error("nothing to release: %s", error)
+            return
+        self._engine.release(release.slot)
+
+    def _forget_all(self) -> None:
+        for slot in self._ledger.used:
+            self._release(Release(slot))
+
+    def _tick(self, session: Session, tick: Tick) -> TickDone:
+        """Judge, execute, commit."""
+        start_unix_s = time.time()
+        verdict, reason = self._ledger.judge(tick)
+        if verdict is not Verdict.RUN:
+            status = TickStatus.SKIPPED if verdict is Verdict.SKIP else TickStatus.FAILED
+            return TickDone(tick.tick_id, status, 0.0, start_unix_s, reason)
+        begin = time.perf_counter()
+        try:
+            pictures = self._execute(session, tick)
+        except Exception as error:
+            _reraise_fatal(error)
+            log.exception("tick %d failed: %s of slots %s", tick.tick_id, tick.stage.name, list(tick.slots))
+            seconds = time.perf_counter() - begin
+            reason = f"{type(error).__name__}: {error}"
+            return TickDone(tick.tick_id, TickStatus.FAILED, seconds, start_unix_s, reason)
+        seconds = time.perf_counter() - begin
+        self._ledger.commit(tick)
+        done = TickDone(tick.tick_id, TickStatus.OK, seconds, start_unix_s, pictures=pictures)
+        return replace(done, pictures=self._previews(tick)) if tick.stage is Stage.DENOISE else done
+
+    def _execute(self, session: Session, tick: Tick) -> list[SlotPicture]:
+        if tick.stage is Stage.ENCODE:
+            self._engine.encode(tick.slots)
+        elif tick.stage is Stage.DENOISE:
+            self._engine.denoise(tick.slots, tick.steps)
+        else:
+            finished = list(zip(tick.slots, self._engine.decode(tick.slots), strict=True))
+            return session.write(
+                lambda: [
+                    SlotPicture(slot, self._pictures.write(pixels, self._ledger[slot].admit.output))
+                    for slot, pixels in finished
+                ]
+            )
+        return []
+
+    def _previews(self, tick: Tick) -> list[SlotPicture]:
+        """Of the jobs that asked for one at this step; a preview that fails is left out."""
+        pictures = []
+        for slot, step in zip(tick.slots, tick.steps, strict=True):
+            admit = self._ledger[slot].admit
+            done = step + 1
+            if not admit.preview_every or done % admit.preview_every or done == admit.steps:
+                continue
+            try:
+                pictures.append(SlotPicture(slot, self._pictures.write(self._engine.preview(slot), None)))
+            except Exception as error:
+                _reraise_fatal(error)
+                log.exception("no preview of slot %d", slot)
+        return pictures
+
+
+def _reraise_fatal(error: Exception) -> None:
+    if is_fatal(error):
+        raise FatalEngineError(f"{type(error).__name__}: {error}") from error
