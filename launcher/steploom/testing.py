@@ -67,30 +67,27 @@ class FakeGateway(ImageServiceServicer):
 def serving(gateway: FakeGateway) -> Iterator[FakeGateway]:
     """Serves `gateway` on a free port of this host, from a thread of its own."""
     loop = asyncio.new_event_loop()
-    server = _serve(gateway, loop)
     thread = threading.Thread(target=loop.run_forever, name="fake-gateway")
     thread.start()
     try:
+        server = asyncio.run_coroutine_threadsafe(_serve(gateway), loop).result(10.0)
         yield gateway
+        asyncio.run_coroutine_threadsafe(server.stop(0.2), loop).result(10.0)
     finally:
-        asyncio.run_coroutine_threadsafe(server.stop(0.2), loop).result(5.0)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(5.0)
+        thread.join(10.0)
         loop.close()
 
 
-def _serve(gateway: FakeGateway, loop: asyncio.AbstractEventLoop) -> grpc.aio.Server:
-    async def start() -> grpc.aio.Server:
-        server = grpc.aio.server(interceptors=[ErrorInterceptor()])
-        add_ImageServiceServicer_to_server(gateway, server)
-        checks = health.aio.HealthServicer()
-        await checks.set("", health_pb2.HealthCheckResponse.SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-        gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        await server.start()
-        return server
-
-    return loop.run_until_complete(start())
+async def _serve(gateway: FakeGateway) -> grpc.aio.Server:
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    add_ImageServiceServicer_to_server(gateway, server)
+    checks = health.aio.HealthServicer()
+    await checks.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    return server
 
 
 def _step(request: pb.EditRequest, step: int, steps: int) -> pb.EditEvent.Step:

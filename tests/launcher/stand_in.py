@@ -38,8 +38,8 @@ async def serve(arguments: argparse.Namespace) -> None:
     shutdown.listen()
     server = grpc.aio.server()
     checks = health.aio.HealthServicer()
-    if not arguments.unready:
-        await checks.set("", health_pb2.HealthCheckResponse.SERVING)
+    if arguments.unready:
+        await checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     bind(server, arguments.listen)
     await server.start()
