@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
@@ -32,6 +33,7 @@ from steploom_batcher.types import (
 OTHER_KEY = Key("other", (4, 16, 16))
 WORKERS = {"w0": KEY, "w1": KEY, "w2": OTHER_KEY}
 MAX_DELAY_S = 0.004
+PICK = st.integers(0, 1000)  # chooses among what is there, by remainder
 
 
 class Machine(RuleBasedStateMachine):
@@ -50,29 +52,46 @@ class Machine(RuleBasedStateMachine):
         self.held: dict[tuple[str, int], str] = {}  # (worker, slot) -> job, from its first tick to its release
         self.num_submitted = 0
 
-    @initialize(policy=st.sampled_from(["step", "request"]), in_flight=st.integers(1, 3), max_queued=st.integers(0, 5))
-    def start(self, policy: str, in_flight: int, max_queued: int) -> None:
+    @initialize(
+        policy=st.sampled_from(["step", "step", "request"]),
+        in_flight=st.integers(1, 3),
+        lead_s=st.sampled_from([0.005, 10.0]),  # the second fills the pipeline at once
+        max_queued=st.integers(0, 5),
+        num_slots=st.integers(1, 8),
+    )
+    def start(self, policy: str, in_flight: int, lead_s: float, max_queued: int, num_slots: int) -> None:
         tiers = {
             "free": TierConfig(steps=3, weight=1.0, max_queued=max_queued),
             "pro": TierConfig(steps=8, weight=3.0, max_queued=max_queued),
         }
         config = SchedulerConfig(
-            policy=policy, ticks_in_flight=in_flight, tiers=tiers, max_queue_delay_s=MAX_DELAY_S, max_wait_s=1.0
+            policy=policy,
+            ticks_in_flight=in_flight,
+            lead_s=lead_s,
+            tiers=tiers,
+            max_queue_delay_s=MAX_DELAY_S,
+            max_wait_s=1.0,
         )
         self.config = config
         self.scheduler = Scheduler(config)
+        self.worker_up("w0", num_slots)
 
     # What can happen
 
     @rule(
+        count=st.integers(1, 4),
         tier=st.sampled_from(["free", "pro"]),
         steps=st.integers(1, 6),
         rows=st.integers(1, 3),
         seconds=st.sampled_from([0.05, 0.3, 2.0, 50.0]),
         key=st.sampled_from([KEY, KEY, OTHER_KEY]),
-        is_poisoned=st.sampled_from([False] * 6 + [True]),
+        poisoned=st.sampled_from([-1, -1, 0, 1, 2, 3]),
     )
-    def submit(self, tier: str, steps: int, rows: int, seconds: float, key: Key, is_poisoned: bool) -> None:
+    def submit(self, count: int, tier: str, steps: int, rows: int, seconds: float, key: Key, poisoned: int) -> None:
+        for index in range(count):
+            self.submit_one(tier, steps, rows, seconds, key, index == poisoned)
+
+    def submit_one(self, tier: str, steps: int, rows: int, seconds: float, key: Key, is_poisoned: bool) -> None:
         job = spec(f"j{self.num_submitted}", tier, steps, rows, self.now + seconds, key)
         self.num_submitted += 1
         verdict = self.scheduler.submit(job, self.now)
@@ -93,25 +112,27 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.001, 0.01, 0.1, 1.5]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.take(self.scheduler.expire(self.now))
 
     @rule()
     def wait_until_woken(self) -> None:
         when = self.scheduler.wake_at()
         if when is not None:
             self.now = max(self.now, when)
-            self.take(self.scheduler.expire(self.now))
 
     @precondition(lambda self: any(worker.queue for worker in self.workers.values()))
-    @rule(data=st.data())
-    def tick_ends(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(name for name, worker in self.workers.items() if worker.queue)))
-        self.run_tick(name)
+    @rule(pick=PICK, count=st.integers(1, 6))
+    def ticks_end(self, pick: int, count: int) -> None:
+        for index in range(count):
+            busy = sorted(name for name, worker in self.workers.items() if worker.queue)
+            if not busy:
+                return
+            self.run_tick(busy[(pick + index) % len(busy)])
+            self.plan_and_check()
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        job_id = data.draw(st.sampled_from(sorted(self.live)))
+    @rule(pick=PICK)
+    def cancel(self, pick: int) -> None:
+        job_id = sorted(self.live)[pick % len(self.live)]
         effects = self.scheduler.cancel(job_id, self.now)
         assert not any(isinstance(effect, Finished | Failed) for effect in effects)
         self.end(job_id)
@@ -120,6 +141,9 @@ class Machine(RuleBasedStateMachine):
         assert self.scheduler.cancel(job_id, self.now) == []
 
     @rule(name=st.sampled_from(sorted(WORKERS)), num_slots=st.integers(1, 4))
+    def another_worker_up(self, name: str, num_slots: int) -> None:
+        self.worker_up(name, num_slots)
+
     def worker_up(self, name: str, num_slots: int) -> None:
         if name in self.workers:
             with pytest.raises(ValueError, match="is up already"):
@@ -129,11 +153,11 @@ class Machine(RuleBasedStateMachine):
         self.workers[name] = ModelWorker(profile(name, num_slots, WORKERS[name]), self.poisoned)
 
     @precondition(lambda self: self.workers)
-    @rule(data=st.data(), odds=st.integers(0, 3))
-    def worker_down(self, data: st.DataObject, odds: int) -> None:
+    @rule(pick=PICK, odds=st.integers(0, 3))
+    def worker_down(self, pick: int, odds: int) -> None:
         if odds:
             return  # most machines should not lose a worker all the time
-        name = data.draw(st.sampled_from(sorted(self.workers)))
+        name = sorted(self.workers)[pick % len(self.workers)]
         lost = self.workers.pop(name)
         self.held = {place: job for place, job in self.held.items() if place[0] != name}
         effects = self.scheduler.worker_down(name, self.now)
@@ -199,6 +223,7 @@ class Machine(RuleBasedStateMachine):
         self.nothing_waits_while_a_worker_idles()
 
     def plan(self) -> None:
+        self.take(self.scheduler.expire(self.now))
         for tick in self.scheduler.next_ticks(self.now):
             worker = self.workers[tick.worker_id]
             worker.check(tick, self.live)
@@ -264,6 +289,46 @@ def tick_outcome() -> Outcome:
 
 
 Machine.TestCase.settings = settings(
-    max_examples=120, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestSchedulerProperties = Machine.TestCase
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_long_runs_keep_the_promises(seed: int) -> None:
+    """Hypothesis finds the short counterexamples; long random lives reach the states that many steps lead to."""
+    dice = random.Random(seed)
+    machine = Machine()
+    machine.start(
+        policy=dice.choice(["step", "step", "request"]),
+        in_flight=dice.randint(1, 3),
+        lead_s=dice.choice([0.005, 10.0]),
+        max_queued=dice.randint(0, 5),
+        num_slots=dice.randint(1, 8),
+    )
+    for _ in range(250):
+        match dice.choices(["submit", "end", "wait", "wake", "cancel", "up", "down"], [4, 9, 2, 1, 1, 0.5, 0.4])[0]:
+            case "submit":
+                machine.submit(
+                    count=dice.randint(1, 4),
+                    tier=dice.choice(["free", "pro"]),
+                    steps=dice.randint(1, 6),
+                    rows=dice.randint(1, 3),
+                    seconds=dice.choice([0.05, 0.3, 2.0, 50.0]),
+                    key=dice.choice([KEY, KEY, OTHER_KEY]),
+                    poisoned=dice.choice([-1, -1, 0, 1, 2, 3]),
+                )
+            case "end":
+                machine.ticks_end(dice.randrange(1000), dice.randint(1, 6))
+            case "wait":
+                machine.wait(dice.choice([0.0, 0.001, 0.01, 0.1, 1.5]))
+            case "wake":
+                machine.wait_until_woken()
+            case "cancel" if machine.live:
+                machine.cancel(dice.randrange(1000))
+            case "up":
+                machine.worker_up(dice.choice(sorted(WORKERS)), dice.randint(1, 4))
+            case "down" if machine.workers:
+                machine.worker_down(dice.randrange(1000), 0)
+        machine.plan_and_check()
+    machine.teardown()
