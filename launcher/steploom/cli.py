@@ -87,16 +87,12 @@ def up(
     Options win over the file.
     """
     from steploom.up import run_up
-    from steploom_common.settings import replace
 
     logging_to_stderr()
     settings = _configuration(config)
-    settings = replace(
-        settings,
-        gateway=replace(settings.gateway, listen=listen, metrics_listen=metrics_listen),
-        worker=replace(settings.worker, engine=engine, model=model),
-        up=replace(settings.up, workers=workers),
-    )
+    settings = _override(settings, "gateway", listen=listen, metrics_listen=metrics_listen)
+    settings = _override(settings, "worker", engine=engine, model=model)
+    settings = _override(settings, "up", workers=workers)
     raise typer.Exit(run_up(settings, _runtime(settings, runtime_dir).path))
 
 
@@ -211,6 +207,20 @@ def _configuration(path: Path | None) -> SteploomConfig:
     from steploom.config import read_config
 
     return read_config(path)
+
+
+def _override(settings: SteploomConfig, table: str, **options: str | int | None) -> SteploomConfig:
+    """`settings` with the options that were given.
+
+    Raises:
+        CommandError: an option is out of its bound; names it as it was typed.
+    """
+    from steploom_common.settings import ConfigError, replace
+
+    try:
+        return replace(settings, **{table: replace(getattr(settings, table), **options)})
+    except ConfigError as error:
+        raise CommandError(f"--{error.key.replace('_', '-')}: {error.problem}", ExitCode.USAGE) from None
 
 
 def _runtime(settings: SteploomConfig, override: Path | None) -> RuntimeDir:
