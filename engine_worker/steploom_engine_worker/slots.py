@@ -1,0 +1,83 @@
+"""Device memory of all jobs, made once: nothing is allocated for a job."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steploom_common.guidance import Branch, branch_weights
+from steploom_engine_worker.sampler import Table
+from steploom_kernels.guidance_step import NUM_COEFFICIENTS
+
+
+class Slots:
+    """Arrays indexed by slot. State is float32 whatever the networks compute in; conditions are of the networks' type.
+
+    Args:
+        num_slots: jobs at once.
+        max_steps: steps of the longest job.
+        latent_shape: channels, height, width.
+        text_shape: tokens, width.
+        side: pixels of a picture.
+        device: where.
+        dtype: of the conditions.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        max_steps: int,
+        latent_shape: tuple[int, int, int],
+        text_shape: tuple[int, int],
+        side: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.pixels = zeros(num_slots, side, side, 3, dtype=torch.uint8)
+        self.latents = zeros(num_slots, *latent_shape)
+        self.history = zeros(num_slots, *latent_shape)  # the estimate of the finished latents
+        # one more than slots: the last stands for the empty picture, and for the empty instruction
+        self.image_latents = zeros(num_slots + 1, *latent_shape, dtype=dtype)
+        self.text = zeros(num_slots + 1, *text_shape, dtype=dtype)
+        self.timesteps = zeros(num_slots, max_steps)
+        self.coefficients = zeros(num_slots, max_steps, NUM_COEFFICIENTS)
+        self.weights = zeros(num_slots, len(Branch))
+        self.initial_scale = zeros(num_slots)
+        self.seeds = zeros(num_slots, dtype=torch.int64)
+        self._branches: list[tuple[Branch, ...]] = [()] * num_slots
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all arrays."""
+        return sum(item.nbytes for item in vars(self).values() if isinstance(item, Tensor))
+
+    def put_table(self, slot: int, table: Table, guidance_scale: float, image_guidance_scale: float) -> None:
+        """A job's course and the weights of its branches."""
+        steps = len(table.timesteps)
+        weights = branch_weights(guidance_scale, image_guidance_scale)
+        self.timesteps[slot, :steps] = torch.from_numpy(table.timesteps)
+        self.coefficients[slot, :steps] = torch.from_numpy(table.coefficients)
+        self.initial_scale[slot] = table.initial_scale
+        self.weights[slot] = torch.tensor([weights.get(branch, 0.0) for branch in Branch])
+        self._branches[slot] = tuple(weights)
+
+    def rows(self, slots: list[int]) -> tuple[list[int], list[int], list[list[int]]]:
+        """The UNet rows of a tick.
+
+        Returns:
+            The job (index into `slots`) and the branch of each row; and for each job the row of each branch, its first
+            row standing for those that are not computed.
+        """
+        row_jobs: list[int] = []
+        row_branches: list[int] = []
+        job_rows: list[list[int]] = []
+        for job, slot in enumerate(slots):
+            first = len(row_jobs)
+            where = {branch: first + index for index, branch in enumerate(self._branches[slot])}
+            job_rows.append([where.get(branch, first) for branch in Branch])
+            row_jobs += [job] * len(where)
+            row_branches += [int(branch) for branch in where]
+        return row_jobs, row_branches, job_rows

@@ -1,0 +1,191 @@
+"""Writes a tiny InstructPix2Pix directory with random weights, for tests: every config key and the very tensor names of
+the published Stable Diffusion 1.5 checkpoint, at widths that run in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+from tokenizers import pre_tokenizers
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+_TOKENS = 16
+_WIDTH = 32  # of the text condition
+
+MODEL_INDEX: dict[str, Any] = {
+    "_class_name": "StableDiffusionInstructPix2PixPipeline",
+    "_diffusers_version": "0.12.0.dev0",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "requires_safety_checker": True,
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+UNET: dict[str, Any] = {
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.12.0.dev0",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "block_out_channels": [32, 64, 64, 64],
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_dim": _WIDTH,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 8,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "out_channels": 4,
+    "projection_class_embeddings_input_dim": None,
+    "resnet_time_scale_shift": "default",
+    "sample_size": 8,
+    "time_cond_proj_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "upcast_attention": False,
+    "use_linear_projection": False,
+}
+VAE: dict[str, Any] = {
+    "_class_name": "AutoencoderKL",
+    "_diffusers_version": "0.12.0.dev0",
+    "act_fn": "silu",
+    "block_out_channels": [32, 32, 32, 32],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 64,
+    "scaling_factor": 0.18215,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+TEXT: dict[str, Any] = {
+    "architectures": ["CLIPTextModel"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "dropout": 0.0,
+    "eos_token_id": 2,
+    "hidden_act": "quick_gelu",
+    "hidden_size": _WIDTH,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 64,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": _TOKENS,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "pad_token_id": 1,
+    "projection_dim": _WIDTH,
+    "torch_dtype": "float32",
+    "vocab_size": 514,
+}
+SCHEDULER: dict[str, Any] = {
+    "_class_name": "EulerAncestralDiscreteScheduler",
+    "_diffusers_version": "0.12.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+_TOKENIZER: dict[str, Any] = {
+    "add_prefix_space": False,
+    "bos_token": "<|startoftext|>",
+    "do_lower_case": True,
+    "eos_token": "<|endoftext|>",
+    "errors": "replace",
+    "model_max_length": _TOKENS,
+    "pad_token": "<|endoftext|>",
+    "tokenizer_class": "CLIPTokenizer",
+    "unk_token": "<|endoftext|>",
+}
+
+# The published VAE's attention has the names of an older diffusers.
+_OLD_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def write_tiny_model(
+    root: Path, *, seed: int = 0, scheduler: Mapping[str, Any] | None = None, unet: Mapping[str, Any] | None = None
+) -> Path:
+    """Fills `root`; the arguments change keys of scheduler_config.json and of the UNet's config.json."""
+    torch.manual_seed(seed)
+    unet_config = {**UNET, **(unet or {})}
+    _write_json(root / "model_index.json", MODEL_INDEX)
+    _write_json(root / "scheduler" / "scheduler_config.json", {**SCHEDULER, **(scheduler or {})})
+    _write_json(root / "unet" / "config.json", unet_config)
+    _write_json(root / "vae" / "config.json", VAE)
+    _write_json(root / "text_encoder" / "config.json", TEXT)
+    _save(root / "unet" / "diffusion_pytorch_model.safetensors", _lively(UNet2DConditionModel.from_config(unet_config)))
+    _save(root / "vae" / "diffusion_pytorch_model.safetensors", _old_names(AutoencoderKL.from_config(VAE).state_dict()))
+    _save(root / "text_encoder" / "model.safetensors", _published_text(CLIPTextModel(CLIPTextConfig(**TEXT))))
+    _write_tokenizer(root / "tokenizer")
+    return root
+
+
+def _lively(unet: Any) -> dict[str, Tensor]:
+    """Weights under which text and picture matter: freshly made ones all but ignore both."""
+    state: dict[str, Tensor] = unet.state_dict()
+    for name, tensor in state.items():
+        if "attn2.to_" in name or name == "conv_in.weight":
+            tensor.mul_(3.0)
+    return state
+
+
+def _old_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for name, tensor in state.items():
+        for new, old in _OLD_VAE_NAMES.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
+        renamed[name] = tensor
+    return renamed
+
+
+def _published_text(encoder: Any) -> dict[str, Tensor]:
+    state = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in encoder.state_dict().items()}
+    return {**state, "text_model.embeddings.position_ids": torch.arange(_TOKENS)[None]}
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """CLIP's byte vocabulary without merges: every letter is a token."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    _write_json(folder / "tokenizer_config.json", _TOKENIZER)
+    _write_json(folder / "vocab.json", {piece: index for index, piece in enumerate(pieces)})
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+
+
+def _save(file: Path, state: Mapping[str, Tensor]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file, metadata={"format": "pt"})
+
+
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value, indent=2))

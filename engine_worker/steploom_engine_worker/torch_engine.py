@@ -1,0 +1,212 @@
+"""The engine on torch: an InstructPix2Pix (arXiv 2211.09800) whose jobs each are at their own step."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from steploom_common.settings import ConfigError
+from steploom_engine_worker.config import WorkerConfig
+from steploom_engine_worker.engine import Costs, Job, ModelInfo, Pixels
+from steploom_engine_worker.errors import EngineError
+from steploom_engine_worker.model import Model, load_model
+from steploom_engine_worker.model_files import embedded_model
+from steploom_engine_worker.preview import fit_latent_colours, latent_colours
+from steploom_engine_worker.sampler import build_table
+from steploom_engine_worker.slots import Slots
+from steploom_kernels.gather_rows import gather_rows
+from steploom_kernels.guidance_step import guidance_step
+from steploom_kernels.philox_noise import as_int64, philox_noise
+from steploom_kernels.pixels_in import pixels_in
+from steploom_kernels.pixels_out import pixels_out
+
+_table = lru_cache(maxsize=256)(build_table)
+
+
+def load_torch_engine(config: WorkerConfig) -> TorchEngine:
+    """The engine that the settings describe. Sets torch's thread count for the calling thread.
+
+    Raises:
+        ModelError: the model directory is wrong.
+        ConfigError: torch cannot use the device.
+    """
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.set_flush_denormal(True)
+    dtype = getattr(torch, config.dtype)
+    root = Path(config.model) if config.model else embedded_model()
+    return TorchEngine(load_model(root, dtype), config.slots, config.max_steps, _device(config.device), dtype)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError("worker.device", f"is {name!r}, which torch cannot use: {error}") from None
+    return device
+
+
+class TorchEngine:
+    """See `engine.Engine`. Rows are computed exactly as many as the jobs need: a bucket is not padded."""
+
+    def __init__(self, model: Model, num_slots: int, max_steps: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._networks = model
+        self._num_slots = num_slots
+        self._max_steps = min(max_steps, model.schedule.num_train_timesteps)
+        self._device = device
+        self._dtype = dtype
+        self._instructions = [""] * num_slots
+        for network in (model.unet, model.vae, model.text_encoder):
+            network.to(device)
+        for network in (model.unet, model.vae):
+            network.to(memory_format=torch.channels_last)
+        width = int(model.text_encoder.config.hidden_size)
+        text_shape = (model.num_tokens, width)
+        self.slots = Slots(num_slots, self._max_steps, model.latent_shape, text_shape, model.side, device, dtype)
+        self._fill_shared()
+
+    @torch.inference_mode()
+    def _fill_shared(self) -> None:
+        self.slots.text[-1] = self._encode_text([""])[0]
+        scale = float(self._networks.vae.config.scaling_factor)
+        self._colour_map = fit_latent_colours(
+            lambda pictures: self._encode_pictures(pictures.to(self._device, self._dtype)).cpu() * scale,
+            self._networks.side,
+        )
+
+    @property
+    def name(self) -> str:
+        return "torch"
+
+    @property
+    def device(self) -> str:
+        return str(self._device)
+
+    @property
+    def num_slots(self) -> int:
+        return self._num_slots
+
+    @property
+    def known_costs(self) -> Costs | None:
+        return None
+
+    @property
+    def model(self) -> ModelInfo:
+        model = self._networks
+        return ModelInfo(
+            name=model.name,
+            height=model.side,
+            width=model.side,
+            max_steps=self._max_steps,
+            default_guidance_scale=model.defaults.guidance_scale,
+            default_image_guidance_scale=model.defaults.image_guidance_scale,
+            default_sampler=model.default_sampler,
+            latent_shape=model.latent_shape,
+            digest=model.digest,
+        )
+
+    @torch.inference_mode()
+    def admit(self, slot: int, job: Job) -> None:
+        if not 1 <= job.steps <= self._max_steps:
+            raise ValueError(f"steps is {job.steps}, must be 1 to {self._max_steps}")
+        if job.adapter:
+            raise ValueError(f"adapter {job.adapter!r} does not exist; the model has none")
+        if not (math.isfinite(job.guidance_scale) and math.isfinite(job.image_guidance_scale)):
+            raise ValueError(f"guidance scales are {job.guidance_scale} and {job.image_guidance_scale}")
+        table = _table(self._networks.schedule, job.sampler or self._networks.default_sampler, job.steps)
+        self.slots.put_table(slot, table, job.guidance_scale, job.image_guidance_scale)
+        self.slots.pixels[slot] = torch.from_numpy(job.pixels.copy())
+        self.slots.seeds[slot] = as_int64([job.seed])[0]
+        self._instructions[slot] = job.instruction
+
+    @torch.inference_mode()
+    def encode(self, slots: Sequence[int]) -> None:
+        index = self._index(slots)
+        image_latents = self._encode_pictures(pixels_in(self.slots.pixels[index], self._dtype))
+        text = self._encode_text([self._instructions[slot] for slot in slots])
+        _require_finite(image_latents, "the VAE's encoder")
+        _require_finite(text, "the text encoder")
+        self.slots.image_latents[index] = image_latents
+        self.slots.text[index] = text
+        noise = philox_noise(self.slots.seeds[index], torch.zeros_like(index), math.prod(self._networks.latent_shape))
+        noise *= self.slots.initial_scale[index, None]
+        self.slots.latents[index] = noise.view(-1, *self._networks.latent_shape)
+        self.slots.history[index] = 0.0
+
+    @torch.inference_mode()
+    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> None:
+        row_jobs, row_branches, job_rows = self.slots.rows(list(slots))
+        index, step = self._index(slots), self._index(steps)
+        jobs = self._index(row_jobs)
+        sample, text = gather_rows(
+            self.slots.latents, self.slots.image_latents, self.slots.text, index[jobs], self._index(row_branches)
+        )
+        times = self.slots.timesteps[index, step][jobs]
+        prediction = self._networks.unet(sample, times, encoder_hidden_states=text, return_dict=False)[0]
+        _require_finite(prediction, "the UNet")
+        guidance_step(
+            prediction,
+            torch.tensor(job_rows, device=self._device),
+            self.slots.weights[index],
+            self.slots.coefficients[index, step],
+            index,
+            self.slots.latents,
+            self.slots.history,
+        )
+
+    @torch.inference_mode()
+    def decode(self, slots: Sequence[int]) -> list[Pixels]:
+        vae = self._networks.vae
+        latents = self.slots.latents[self._index(slots)] / vae.config.scaling_factor
+        latents = latents + (getattr(vae.config, "shift_factor", None) or 0.0)
+        latents = latents.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        image = vae.decode(latents, return_dict=False)[0]
+        _require_finite(image, "the VAE's decoder")
+        return list(pixels_out(image).cpu().numpy())
+
+    @torch.inference_mode()
+    def preview(self, slot: int) -> Pixels:
+        picture = latent_colours(self.slots.history[slot].cpu(), self._colour_map)
+        pixels: Pixels = pixels_out(picture)[0].numpy()
+        return pixels
+
+    def release(self, slot: int) -> None:
+        self._instructions[slot] = ""
+
+    def _index(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+    def _encode_pictures(self, pictures: Tensor) -> Tensor:
+        """The latents of pictures, not scaled: the mode where the VAE gives a distribution."""
+        encoded = self._networks.vae.encode(pictures)
+        latents: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        return latents
+
+    def _encode_text(self, instructions: list[str]) -> Tensor:
+        tokens = self._networks.tokenizer(
+            instructions,
+            padding="max_length",
+            max_length=self._networks.num_tokens,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self._device)
+        encoder = self._networks.text_encoder
+        mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
+        text: Tensor = encoder(tokens.input_ids, attention_mask=mask)[0]
+        return text
+
+
+def _require_finite(values: Tensor, source: str) -> None:
+    """A job that makes a network overflow must fail, not spread.
+
+    Raises:
+        EngineError: a value is not finite.
+    """
+    if not torch.isfinite(values).all():
+        raise EngineError(f"{source} gave values that are not finite")
