@@ -1,0 +1,236 @@
+"""A whole system of its own for a test or a measurement: `steploom up` in a child process, with free ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from steploom_common.rpc import INTERNAL_OPTIONS
+from steploom_protos.batcher.v1 import batcher_pb2 as batcher_pb
+from steploom_protos.batcher.v1.batcher_pb2_grpc import BatcherStub
+
+Tables = Mapping[str, Any]  # steploom.toml as nested tables
+
+_ANSWER_S = 5.0
+_POLL_S = 0.05
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class StackError(RuntimeError):
+    """The system did not come up, or did not end; the message has the end of its log."""
+
+
+class Stack:
+    """Runs until `stop`; best as a context manager.
+
+    Args:
+        directory: for sockets, configuration and log; its path must be short enough for a socket.
+        tables: settings that differ from the defaults.
+        ready_s: seconds until requests must be taken, warm-up included.
+    """
+
+    def __init__(self, directory: Path, tables: Tables, ready_s: float = 60.0) -> None:
+        self._directory = directory
+        self._log = directory / "up.log"
+        self._runtime = directory / "run"
+        self._ready_s = ready_s
+        directory.mkdir(parents=True, exist_ok=True)
+        config = directory / "steploom.toml"
+        config.write_text(to_toml({**tables, "gateway": _FREE_PORTS | {**tables.get("gateway", {})}}))
+        command = (sys.executable, "-m", "steploom", "up", "--config", str(config), "--runtime-dir", str(self._runtime))
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def __repr__(self) -> str:
+        return f"Stack({self._directory}, pid={self._process.pid})"
+
+    def __enter__(self) -> Self:
+        try:
+            self.wait_serving(self._ready_s)
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.stop()
+        finally:
+            self.kill()
+
+    @property
+    def gateway(self) -> str:
+        """host:port of the public service."""
+        return str(self._services()["gateway"])
+
+    @property
+    def batcher(self) -> str:
+        """Address of the batcher's socket."""
+        return str(self._services()["batcher"])
+
+    @property
+    def log(self) -> str:
+        """What the services have said so far."""
+        return self._log.read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor."""
+        return self._process.pid
+
+    def pids(self) -> dict[str, int]:
+        """Process of each service that runs now: gateway, batcher, worker-0 and so on."""
+        found = {}
+        for pid in _children(self._process.pid):
+            name = _service_name(pid)
+            if name is not None:
+                found[name] = pid
+        return found
+
+    def kill_service(self, name: str) -> int:
+        """SIGKILL to one service; returns the process that died of it."""
+        pid = self.pids()[name]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def status(self) -> batcher_pb.StatusResponse:
+        """What the batcher says of itself."""
+        with grpc.insecure_channel(self.batcher, options=INTERNAL_OPTIONS) as channel:
+            return BatcherStub(channel).Status(batcher_pb.StatusRequest(), timeout=_ANSWER_S, wait_for_ready=True)
+
+    def wait_serving(self, seconds: float) -> None:
+        """Returns when the gateway takes requests.
+
+        Raises:
+            StackError: it does not within `seconds`, or the system has ended.
+        """
+
+        def is_serving() -> bool:
+            if self._process.poll() is not None:
+                raise StackError(f"`steploom up` ended with {self._process.returncode}:\n{self._last_words()}")
+            return (self._runtime / "services.json").exists() and is_healthy(self.gateway)
+
+        self._wait(is_serving, seconds, "is not serving")
+
+    def wait_until(self, holds: Callable[[batcher_pb.StatusResponse], bool], seconds: float) -> None:
+        """Returns when the batcher's status is as wanted.
+
+        Raises:
+            StackError: it is not within `seconds`.
+        """
+        self._wait(lambda: holds(self.status()), seconds, "is not in the wanted state")
+
+    def terminate(self) -> None:
+        """SIGTERM: drain and end."""
+        self._process.terminate()
+
+    def wait_end(self, seconds: float) -> int:
+        """The exit code.
+
+        Raises:
+            StackError: it still runs after `seconds`.
+        """
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise StackError(f"did not end within {seconds:g} s:\n{self._last_words()}") from None
+
+    def stop(self, seconds: float = 40.0) -> int:
+        """Ends everything in order; returns the exit code."""
+        if self._process.poll() is None:
+            self.terminate()
+        return self.wait_end(seconds)
+
+    def kill(self) -> None:
+        """Ends everything without asking. The services die with their supervisor."""
+        self._process.kill()
+        self._process.wait()
+
+    def _services(self) -> dict[str, Any]:
+        table: dict[str, Any] = json.loads((self._runtime / "services.json").read_text())
+        return table
+
+    def _wait(self, holds: Callable[[], bool], seconds: float, complaint: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if time.monotonic() > deadline:
+                raise StackError(f"{self!r} {complaint} after {seconds:g} s:\n{self._last_words()}")
+            time.sleep(_POLL_S)
+
+    def _last_words(self) -> str:
+        return "\n".join(self.log.splitlines()[-30:])
+
+
+_FREE_PORTS = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0"}
+
+
+def is_healthy(address: str) -> bool:
+    """The service at `address` says SERVING."""
+    with grpc.insecure_channel(address, options=INTERNAL_OPTIONS) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_ANSWER_S)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process since it began, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S  # utime, stime; proc(5)
+
+
+def to_toml(tables: Tables) -> str:
+    """Nested tables as TOML."""
+    return "\n".join(_toml_lines(tables, "")) + "\n"
+
+
+def _toml_lines(table: Tables, path: str) -> Iterator[str]:
+    if path:
+        yield f"[{path}]"
+    for key, value in table.items():
+        if not isinstance(value, Mapping):
+            yield f"{key} = {json.dumps(value)}"
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _toml_lines(value, f"{path}.{key}" if path else key)
+
+
+@contextmanager
+def running(directory: Path, tables: Tables, ready_s: float = 60.0) -> Iterator[Stack]:
+    """A stack for the length of a `with` block."""
+    with Stack(directory, tables, ready_s) as stack:
+        yield stack
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _service_name(pid: int) -> str | None:
+    """From its command line: `-m steploom_gateway …`, or the socket of a worker."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    module = next((item for item in arguments if item.startswith("steploom_")), "")
+    if module == "steploom_engine_worker":
+        return Path(arguments[arguments.index("--listen") + 1]).stem
+    return module.removeprefix("steploom_") or None
