@@ -139,7 +139,7 @@ class Driver:
         """The scheduler's counters."""
         return self._scheduler.statistics()
 
-    # ---- callers
+    # Callers
 
     def submit(self, spec: JobSpec, payload: Payload, has_progress: bool = True) -> tuple[Admitted, JobFeed] | Refused:
         """Asks for a picture.
@@ -192,13 +192,13 @@ class Driver:
         for job_id in list(self._jobs):
             self.cancel(job_id, "the service is ending")
         for name in list(self._workers):
-            self.worker_down(name, "the service is ending")
+            self._lose(self._workers.pop(name))
         for handle in (self._pump_handle, self._timer):
             if handle is not None:
                 handle.cancel()
         self._pump_handle = self._timer = None
 
-    # ---- workers
+    # Workers
 
     def worker_up(self, name: str, ready: Ready, link: Link) -> None:
         """A worker can take ticks; `name` is its address, which outlives the process.
@@ -220,11 +220,7 @@ class Driver:
         if worker is None:
             return
         log.warning("worker %s is down with %d jobs: %s", name, len(worker.slots), error)
-        for job in list(worker.slots.values()):
-            self._vacate(job)
-        self._apply(self._scheduler.worker_down(name, self._loop.time()))
-        self._changed()
-        self._tell_change()
+        self._lose(worker)
 
     def report(self, name: str, report: TickReport) -> None:
         """A tick is done."""
@@ -239,7 +235,14 @@ class Driver:
         self._apply(self._scheduler.finish(report.tick_id, report.outcome, self._loop.time()))
         self._changed()
 
-    # ---- one turn: plan, send, arm
+    def _lose(self, worker: _Worker) -> None:
+        for job in list(worker.slots.values()):
+            self._vacate(job)
+        self._apply(self._scheduler.worker_down(worker.name, self._loop.time()))
+        self._changed()
+        self._tell_change()
+
+    # One turn: plan, send, arm
 
     def _changed(self) -> None:
         if self._pump_handle is None:
@@ -290,7 +293,7 @@ class Driver:
         else:
             self._arm()
 
-    # ---- what has happened to jobs
+    # What has happened to jobs
 
     def _apply(self, effects: Iterable[Effect]) -> None:
         for effect in effects:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from steploom_batcher.messages import Admit, Command, Free, Model, Payload, Picture, Ready, TickReport
@@ -61,7 +62,7 @@ class FakeWorker:
     """
 
     def __init__(self, costs: StageCosts, report: Report) -> None:
-        self._costs = costs
+        self.costs = costs
         self._report = report
         self._loop = asyncio.get_running_loop()
         self._line: deque[Command] = deque()
@@ -107,7 +108,7 @@ class FakeWorker:
         if not all(self.slots[entry.slot].is_at(tick, entry) for entry in tick.entries):
             self._running = self._loop.call_soon(self._end, tick, Outcome(Status.SKIPPED))
             return
-        seconds = self._costs[tick.stage][tick.bucket]
+        seconds = self.costs[tick.stage][tick.bucket]
         outcome = Outcome(Status.OK, seconds)
         if self.fail_ticks:
             self.fail_ticks -= 1
@@ -131,13 +132,75 @@ class FakeWorker:
             slot.advance()
             every = slot.payload.preview_every
             if tick.stage is Stage.DECODE or (tick.stage is Stage.DENOISE and every and slot.step % every == 0):
-                pictures.append((entry.slot, self._draw(slot.payload)))
+                pictures.append((entry.slot, self._draw(slot.payload, tick.stage)))
         return tuple(pictures)
 
     @staticmethod
-    def _draw(payload: Payload) -> Picture:
-        """A picture that tells seed and instruction, so that a restart can be seen to be the same."""
+    def _draw(payload: Payload, stage: Stage) -> Picture:
+        """A picture that tells seed and instruction; one that has a region stays undrawn."""
         source = payload.picture
+        if payload.output is not None and stage is Stage.DECODE:
+            return Picture(source.height, source.width, payload.output)
         size = source.height * source.width * 3
         text = f"{payload.seed}:{payload.instruction}:".encode()
         return Picture(source.height, source.width, (text * (size // len(text) + 1))[:size])
+
+
+class FakeHost:
+    """An address where a fake worker lives: it is dialled like a real one, dies on command and comes back.
+
+    Args:
+        ready: what each worker here announces.
+    """
+
+    def __init__(self, ready: Ready) -> None:
+        self._ready = ready
+        self._reports: asyncio.Queue[TickReport | None] = asyncio.Queue()
+        self.worker: FakeWorker | None = None  # of the session that is open
+        self.is_listening = True
+        self.dialled_at: list[float] = []  # on the loop's clock
+
+    def __repr__(self) -> str:
+        return f"FakeHost({self.worker!r}, listening={self.is_listening})"
+
+    @asynccontextmanager
+    async def dial(self, address: str) -> AsyncIterator[FakeSession]:
+        """See `worker_link.Dial`."""
+        self.dialled_at.append(asyncio.get_running_loop().time())
+        if not self.is_listening:
+            raise ConnectionError(f"UNAVAILABLE: nobody listens at {address}")
+        if self.worker is not None:
+            raise ConnectionError("ALREADY_EXISTS: another batcher drives this worker")
+        self._reports = asyncio.Queue()
+        self.worker = FakeWorker(self._ready.costs, self._reports.put_nowait)
+        try:
+            yield FakeSession(self._ready, self.worker, self._reports)
+        finally:
+            self.worker.crash()
+            self.worker = None
+
+    def kill(self) -> None:
+        """The process dies."""
+        if self.worker is not None:
+            self.worker.crash()
+            self._reports.put_nowait(None)
+
+
+class FakeSession:
+    """See `worker_link.Session`."""
+
+    def __init__(self, ready: Ready, worker: FakeWorker, reports: asyncio.Queue[TickReport | None]) -> None:
+        self.ready = ready
+        self._worker = worker
+        self._reports = reports
+
+    async def write(self, command: Command) -> None:
+        """Hands the command over at once."""
+        self._worker.send([command])
+
+    async def read(self) -> TickReport:
+        """Waits for a report; None in line stands for a broken stream."""
+        report = await self._reports.get()
+        if report is None:
+            raise ConnectionError("UNAVAILABLE: the worker died")
+        return report

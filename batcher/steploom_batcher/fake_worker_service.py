@@ -13,7 +13,6 @@ from steploom_batcher.fake_worker import FakeWorker
 from steploom_batcher.messages import Admit, Command, Free, Payload, Ready, TickReport
 from steploom_batcher.types import Entry, Key, Stage, Tick
 from steploom_batcher.worker_wire import model_to_wire, picture_from_wire, picture_to_wire, region_from_wire
-from steploom_common.arena import RegionRef
 from steploom_common.rpc import INTERNAL_OPTIONS, bind
 from steploom_protos.worker.v1 import worker_pb2 as pb
 from steploom_protos.worker.v1 import worker_pb2_grpc
@@ -95,11 +94,7 @@ def _tick(tick: pb.Tick) -> Tick:
 
 
 def _report_to_wire(report: TickReport) -> pb.Report:
-    pixels = [
-        pb.SlotPixels(slot=slot, pixels=picture_to_wire(picture))
-        for slot, picture in report.pictures
-        if not isinstance(picture.place, RegionRef)
-    ]
+    pixels = [pb.SlotPixels(slot=slot, pixels=picture_to_wire(picture)) for slot, picture in report.pictures]
     outcome = report.outcome
     done = pb.TickDone(
         tick_id=report.tick_id,

@@ -50,7 +50,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         self._links = links
         self._unix_time = unix_time
 
-    async def Submit(self, request: pb.SubmitRequest, context: Context) -> AsyncIterator[pb.JobEvent]:  # noqa: N802
+    async def Submit(self, request: pb.SubmitRequest, context: Context) -> AsyncIterator[pb.JobEvent]:
         """Runs one job; see the .proto."""
         model = self._model(request)
         spec, payload = self._job(request, model)
@@ -76,7 +76,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         finally:
             abandon()
 
-    async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:  # noqa: N802
+    async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelResponse:
         """Ends a job; returns when no worker holds it."""
         del context
         feed = self._driver.cancel(request.job_id)
@@ -85,7 +85,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         await feed.ended()
         return pb.CancelResponse(was_alive=True)
 
-    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:  # noqa: N802
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         """Stops admission and waits for the jobs that live."""
         del request
         self._driver.drain()
@@ -94,7 +94,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
             await asyncio.wait_for(self._driver.idle(), None if remaining is None else max(0.0, remaining - _ANSWER_S))
         return pb.DrainResponse(unfinished=self._driver.num_jobs)
 
-    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:  # noqa: N802
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
         """What is up, queued and running now."""
         del request, context
         stats = self._driver.statistics()

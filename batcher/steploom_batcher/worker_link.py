@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
@@ -87,7 +88,7 @@ class WorkerLink:
         self._listener = listener
         self._backoff = backoff
         self._dial = dial
-        self._outbox: list[Command] = []
+        self._outbox: deque[Command] = deque()
         self._outbox_filled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -117,8 +118,8 @@ class WorkerLink:
     async def _keep_up(self) -> None:
         while True:
             error = await self._run_session()
-            if error != self.last_error:
-                log.warning("worker %s: %s", self.address, error)
+            if error != self.last_error:  # a loss is the listener's to log, a try that fails like the last is no news
+                log.warning("worker %s cannot be reached: %s", self.address, error)
             self.last_error = error
             await asyncio.sleep(self._backoff.next_s())
 
@@ -127,7 +128,7 @@ class WorkerLink:
         error = "closed"
         try:
             async with self._dial(self.address) as session:
-                self._outbox = []
+                self._outbox.clear()
                 self._listener.worker_up(self.address, session.ready, self)
                 self.ready, self.last_error = session.ready, ""
                 self._backoff.reset()
@@ -139,7 +140,7 @@ class WorkerLink:
             error = repr(problem)
         finally:
             if self.ready is not None:
-                self.ready = None
+                self.ready, self.last_error = None, error
                 self._listener.worker_down(self.address, error)
         return error
 
@@ -164,9 +165,8 @@ class WorkerLink:
         while True:
             await self._outbox_filled.wait()
             self._outbox_filled.clear()
-            commands, self._outbox = self._outbox, []
-            for command in commands:
-                await session.write(command)
+            while self._outbox:
+                await session.write(self._outbox.popleft())
 
 
 class GrpcSession:

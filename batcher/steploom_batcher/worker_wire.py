@@ -81,10 +81,10 @@ def ready_from_wire(report: pb.Report) -> Ready:
     for cost in ready.costs:
         costs[Stage(cost.stage)][cost.bucket] = cost.seconds
     missing = [stage.name.lower() for stage in Stage if not costs.get(stage)]
-    if missing or ready.slots == 0:
-        raise ProtocolError(
-            f"ready announces {ready.slots} slots, and no buckets for {', '.join(missing) or 'nothing'}"
-        )
+    if missing:
+        raise ProtocolError(f"the worker announces no bucket for {', '.join(missing)}")
+    if ready.slots == 0:
+        raise ProtocolError("the worker announces no slots")
     return Ready(ready.worker_id, ready.engine, ready.device, ready.slots, model_from_wire(ready.model), dict(costs))
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from steploom_batcher.config import BatcherConfig, TierConfig
 from steploom_batcher.fake_worker import fake_ready, flat_costs
 from steploom_batcher.fake_worker_service import FakeWorkerService, serve_fake_worker
+from steploom_batcher.messages import Admit
 from steploom_batcher.server import BatcherServer
 from steploom_protos.batcher.v1 import batcher_pb2 as pb
 from steploom_protos.batcher.v1 import batcher_pb2_grpc
@@ -46,7 +49,7 @@ class System:
 
 async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
 
@@ -73,11 +76,236 @@ def request(job_id: str = "a", **changes: object) -> pb.SubmitRequest:
     return pb.SubmitRequest(**fields)  # type: ignore[arg-type]
 
 
+async def submit(system: System, **changes: object) -> pb.JobEvent:
+    """The last event."""
+    return [event async for event in system.stub.Submit(request(**changes))][-1]  # type: ignore[arg-type]
+
+
+async def status_of(call: grpc.aio.UnaryStreamCall[pb.SubmitRequest, pb.JobEvent]) -> grpc.StatusCode:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+    return await call.code()
+
+
+async def assert_nothing_left(system: System) -> None:
+    await eventually(lambda: system.driver.num_jobs == 0)
+    await eventually(lambda: system.worker_service.worker is None or not system.worker_service.worker.slots)
+    assert all(worker.slots_used == 0 for worker in system.driver.statistics().workers.values())
+
+
 async def test_a_job_goes_through(system: System) -> None:
-    events = [event async for event in system.stub.Submit(request())]
+    events = [event async for event in system.stub.Submit(request(preview_every=2))]
     kinds = [event.WhichOneof("event") for event in events]
     assert kinds[0] == "admitted"
     assert kinds[-1] == "finished"
     assert events[0].admitted.steps == 3
+    assert (events[0].admitted.tier, events[0].admitted.model) == ("free", "fake")
     assert events[-1].finished.pixels.inline.startswith(f"{2**63 + 1}:smile:".encode())
     assert events[-1].finished.timings.ticks == 5
+    await assert_nothing_left(system)
+
+
+async def test_a_picture_in_shared_memory_stays_there(system: System) -> None:
+    region = worker_pb2.Region(path="/dev/shm/steploom-arena-1", offset=96, size=48)
+    pixels = worker_pb2.Pixels(height=4, width=4, region=region)
+    finished = (await submit(system, pixels=pixels, output=region)).finished
+    assert finished.pixels.region == region
+
+
+async def test_defaults_are_those_of_tier_and_model(system: System) -> None:
+    await submit(system)
+    worker = system.worker_service.worker
+    assert worker is not None
+    admit = worker.history[0]
+    assert isinstance(admit, Admit)
+    assert admit.payload.guidance_scale == 7.5
+    assert admit.payload.image_guidance_scale == 1.5
+    assert admit.payload.sampler == 1
+    assert admit.payload.adapter == ""
+    await submit(system, guidance_scale=1.0, image_guidance_scale=1.0, adapter="student", sampler=3, steps=9)
+    admit = next(item for item in worker.history[1:] if isinstance(item, Admit))
+    assert (admit.payload.adapter, admit.payload.sampler, admit.payload.steps) == ("student", 3, 9)
+    assert system.driver.statistics().denoise_rows == 3 * 3 + 9 * 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"tier": "gold"}, grpc.StatusCode.NOT_FOUND, "free, pro"),
+        ({"model": "other"}, grpc.StatusCode.NOT_FOUND, "there is: fake"),
+        ({"adapter": "none"}, grpc.StatusCode.NOT_FOUND, "there is: student"),
+        ({"steps": 101}, grpc.StatusCode.INVALID_ARGUMENT, "steps: is 101, must be at most 100"),
+        ({"job_id": ""}, grpc.StatusCode.INVALID_ARGUMENT, "job_id"),
+        ({"pixels": worker_pb2.Pixels(height=4, width=5)}, grpc.StatusCode.INVALID_ARGUMENT, "is 4x5, must be 4x4"),
+        ({"pixels": worker_pb2.Pixels(height=4, width=4)}, grpc.StatusCode.INVALID_ARGUMENT, "has 0 bytes"),
+        ({"deadline_unix_s": 1.0}, grpc.StatusCode.DEADLINE_EXCEEDED, "predicted"),
+    ],
+)
+async def test_what_cannot_run_is_refused(
+    system: System, changes: dict[str, object], code: grpc.StatusCode, words: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await submit(system, **changes)
+    assert caught.value.code() is code
+    assert words in (caught.value.details() or "")
+
+
+async def test_an_id_that_lives_is_refused(system: System) -> None:
+    first = system.stub.Submit(request(steps=90))
+    await first.read()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await submit(system)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    await system.stub.Cancel(pb.CancelRequest(job_id="a"))
+    await submit(system)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.002, 0.01, 0.05])
+async def test_a_call_that_is_cancelled_frees_its_slot(system: System, after_s: float) -> None:
+    call = system.stub.Submit(request(steps=90))
+    await call.read()
+    await asyncio.sleep(after_s)
+    call.cancel()
+    await system.stub.Cancel(pb.CancelRequest(job_id="a"))
+    assert not system.driver.has_job("a")
+    await assert_nothing_left(system)
+    await eventually(lambda: system.driver.statistics().cancelled == 1)
+
+
+async def test_cancel_ends_an_open_call_once_no_worker_holds_the_job(system: System) -> None:
+    call = system.stub.Submit(request(steps=90))
+    await call.read()
+    answer = await system.stub.Cancel(pb.CancelRequest(job_id="a"))
+    assert answer.was_alive
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await status_of(call)
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
+    assert not (await system.stub.Cancel(pb.CancelRequest(job_id="a"))).was_alive
+
+
+async def test_a_caller_whose_channel_closes_is_gone(system: System) -> None:
+    async with grpc.aio.insecure_channel(system.address) as channel:
+        stub = batcher_pb2_grpc.BatcherStub(channel)
+        calls = [stub.Submit(request(f"j{number}", steps=90)) for number in range(30)]
+        await asyncio.gather(*(call.read() for call in calls))
+        assert system.driver.num_jobs == 30
+    await assert_nothing_left(system)
+
+
+async def test_two_hundred_cancelled_calls_under_load_leave_nothing(system: System) -> None:
+    before = len(asyncio.all_tasks())
+    load = [asyncio.create_task(submit(system, job_id=f"load{number}", steps=20)) for number in range(20)]
+
+    async def cancelled(number: int) -> None:
+        call = system.stub.Submit(request(f"j{number}", steps=60))
+        if number % 3:
+            await call.read()
+        await asyncio.sleep(number % 10 * 0.002)
+        call.cancel()
+        if number % 2:
+            await system.stub.Cancel(pb.CancelRequest(job_id=f"j{number}"))
+
+    await asyncio.gather(*(cancelled(number) for number in range(200)))
+    ends = await asyncio.gather(*load)
+    assert all(event.HasField("finished") for event in ends)
+    await assert_nothing_left(system)
+    await eventually(lambda: len(asyncio.all_tasks()) <= before + 2)  # the calls' own ends
+
+
+async def test_a_poisoned_job_fails_alone(system: System, caplog: pytest.LogCaptureFixture) -> None:
+    assert system.worker_service.worker is not None
+    system.worker_service.worker.poison.add("bad")
+    good = [submit(system, job_id=f"j{number}") for number in range(5)]
+    results = await asyncio.gather(submit(system, job_id="bad"), *good, return_exceptions=True)
+    error = results[0]
+    assert isinstance(error, grpc.aio.AioRpcError)
+    assert error.code() is grpc.StatusCode.INTERNAL
+    error_id = (error.details() or "").rsplit(" ", 1)[1]
+    assert any(error_id in line and "a poisoned job" in line for line in caplog.messages)
+    assert all(isinstance(result, pb.JobEvent) for result in results[1:])
+
+
+async def test_jobs_survive_the_death_of_their_worker(system: System) -> None:
+    calls = [asyncio.create_task(submit(system, job_id=f"j{number}", steps=80, seed=number)) for number in range(6)]
+    await eventually(lambda: system.driver.statistics().ticks.get("denoise", 0) > 5)
+    await system.worker_server.stop(None)
+    await eventually(lambda: not system.driver.can_serve)
+    system.worker_server = await serve_fake_worker(system.worker_address, system.worker_service)
+    for number, event in enumerate(await asyncio.gather(*calls)):
+        assert event.finished.pixels.inline.startswith(f"{number}:smile".encode())
+    assert system.worker_service.num_streams == 2
+    await assert_nothing_left(system)
+
+
+async def test_a_deadline_that_passes_ends_the_job(system: System) -> None:
+    assert system.worker_service.worker is not None
+    system.worker_service.worker.costs = {stage: dict.fromkeys(table, 0.2) for stage, table in COSTS.items()}
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await submit(system, steps=50, deadline_unix_s=time.time() + 0.5)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await assert_nothing_left(system)
+
+
+async def test_status_adds_up(system: System) -> None:
+    await asyncio.gather(*(submit(system, job_id=f"j{number}") for number in range(10)))
+    await system.stub.Cancel(pb.CancelRequest(job_id="none"))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await submit(system, deadline_unix_s=1.0)
+    running = system.stub.Submit(request("long", tier="pro", steps=100))
+    await running.read()
+    status = await system.stub.Status(pb.StatusRequest())
+    assert status.model.name == "fake"
+    assert (status.submitted, status.finished, dict(status.refused)) == (12, 10, {"deadline": 1})
+    assert (status.failed, status.cancelled, status.expired) == (0, 0, 0)
+    assert [(tier.name, tier.queued, tier.running) for tier in status.tiers] == [("free", 0, 0), ("pro", 0, 1)]
+    (worker,) = status.workers
+    assert (worker.address, worker.is_up, worker.slots, worker.slots_used) == (system.worker_address, True, 16, 1)
+    assert worker.engine == "fake"
+    assert status.rows >= 90
+    assert status.ticks > 0
+    assert status.batcher_cpu_s > 0
+    assert status.policy == "step"
+    running.cancel()
+
+
+async def test_drain_waits_for_the_last_job_and_refuses_new_ones(system: System) -> None:
+    health = health_pb2_grpc.HealthStub(system.channel)
+    assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+    running = asyncio.create_task(submit(system, steps=60))
+    await eventually(lambda: system.driver.num_jobs == 1)
+    drain = asyncio.ensure_future(system.stub.Drain(pb.DrainRequest()))
+    await eventually(lambda: system.driver.is_draining)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await submit(system, job_id="late")
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert dict(caught.value.trailing_metadata() or ())["grpc-retry-pushback-ms"] == "1000"
+    assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert not drain.done()
+    assert (await drain).unfinished == 0
+    assert (await running).HasField("finished")
+    assert (await system.stub.Status(pb.StatusRequest())).is_draining
+
+
+async def test_drain_answers_before_its_own_deadline(system: System) -> None:
+    running = system.stub.Submit(request(steps=100))
+    await running.read()
+    assert system.worker_service.worker is not None
+    system.worker_service.worker.costs = {stage: dict.fromkeys(table, 1.0) for stage, table in COSTS.items()}
+    assert (await system.stub.Drain(pb.DrainRequest(), timeout=0.3)).unfinished == 1
+
+
+async def test_without_a_worker_there_is_nothing_to_submit_to(tmp_path: Path, config: BatcherConfig) -> None:
+    address = f"unix:{tmp_path}/b.sock"
+    server = BatcherServer(config, address, [f"unix:{tmp_path}/nobody.sock"])
+    await server.start()
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = batcher_pb2_grpc.BatcherStub(channel)
+        call = stub.Submit(request())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await status_of(call)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await eventually(lambda: "UNAVAILABLE" in server.links[0].last_error)
+        status = await stub.Status(pb.StatusRequest())
+        assert not status.HasField("model")
+        assert "UNAVAILABLE" in status.workers[0].last_error
+    await server.stop()

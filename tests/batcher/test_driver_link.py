@@ -1,0 +1,144 @@
+"""Links to workers in virtual time: back-off, loss, return."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+
+import pytest
+
+from steploom_batcher import virtual_time
+from steploom_batcher.messages import Ready, TickReport
+from steploom_batcher.types import Stage
+from steploom_batcher.worker_link import Backoff, WorkerLink
+from steploom_batcher.worker_wire import ProtocolError, ready_from_wire, report_from_wire
+from steploom_protos.worker.v1 import worker_pb2
+
+from .driver_rig import COSTS, config, result_of, rig
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+
+def test_pauses_double_up_to_the_bound_and_start_again_after_a_success() -> None:
+    backoff = Backoff(0.1, 2.0, random.Random(1))
+    pauses = [backoff.next_s() for _ in range(2000)]
+    for pause, longest in zip(pauses, (0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0), strict=False):
+        assert longest / 2 <= pause <= longest
+    assert max(pauses[10:]) <= 2.0
+    assert len({round(pause, 6) for pause in pauses[10:60]}) > 40  # jitter
+    backoff.reset()
+    assert backoff.next_s() <= 0.1
+
+
+def test_a_worker_is_dialled_for_ever() -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            host = here.hosts[0]
+            host.is_listening = False
+            host.kill()
+            await asyncio.sleep(3600)
+            tries = host.dialled_at
+            assert 1800 < len(tries) < 3700  # between one and two seconds apart
+            assert here.links[0].last_error == "UNAVAILABLE: nobody listens at w0"
+            assert not here.driver.can_serve
+            host.is_listening = True
+            await asyncio.sleep(2.1)
+            assert here.driver.can_serve
+            assert here.links[0].last_error == ""
+            await result_of(here.submit("a"))
+
+    virtual_time.run(scenario())
+
+
+def test_a_job_waits_for_a_worker_that_comes_back_within_the_grace() -> None:
+    async def scenario() -> None:
+        async with rig(config(worker_grace_s=30.0)) as here:
+            host = here.hosts[0]
+            feed = here.submit("a", 20)
+            await asyncio.sleep(0.03)
+            host.is_listening = False
+            host.kill()
+            await asyncio.sleep(5)
+            late = here.submit("b")
+            host.is_listening = True
+            await asyncio.gather(result_of(feed), result_of(late))
+            await here.assert_nothing_left()
+
+    virtual_time.run(scenario())
+
+
+def test_a_second_batcher_is_kept_waiting_until_the_first_is_gone() -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            host = here.hosts[0]
+            heard = _Heard()
+            second = WorkerLink("again", heard, Backoff(0.1, 0.1, random.Random(0)), host.dial)
+            second.start()
+            await asyncio.sleep(1)
+            assert second.last_error.startswith("ALREADY_EXISTS")
+            assert here.links[0].is_up
+            await here.links[0].close()
+            await asyncio.sleep(0.2)
+            assert second.is_up
+            assert heard.ups == ["again"]
+            await second.close()
+            assert heard.downs == ["again"]
+
+    virtual_time.run(scenario())
+
+
+def test_a_listener_that_raises_costs_the_session_and_not_the_link() -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            here.hosts[0].worker._report(TickReport(1, None))  # type: ignore[union-attr,arg-type]
+            await asyncio.sleep(1)
+            assert len(here.hosts[0].dialled_at) == 2
+            await result_of(here.submit("a"))
+
+    virtual_time.run(scenario())
+
+
+def test_a_worker_that_cannot_be_used_is_not_up() -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            host = here.hosts[0]
+            host._ready = Ready("w", "fake", "none", 8, host._ready.model, {**COSTS, Stage.DENOISE: {1: 0.1}})
+            host.kill()
+            await asyncio.sleep(1)
+            assert not here.driver.can_serve
+            assert "no bucket" in here.links[0].last_error
+
+    virtual_time.run(scenario())
+
+
+def test_words_that_are_no_part_of_the_protocol_are_refused() -> None:
+    tick_done = worker_pb2.Report(tick_done=worker_pb2.TickDone(tick_id=1, status=worker_pb2.TICK_STATUS_UNSPECIFIED))
+    with pytest.raises(ProtocolError, match="expected ready, got tick_done"):
+        ready_from_wire(tick_done)
+    with pytest.raises(ProtocolError, match="0 is not a valid Status"):
+        report_from_wire(tick_done)
+    with pytest.raises(ProtocolError, match="empty report"):
+        report_from_wire(worker_pb2.Report())
+    with pytest.raises(ProtocolError, match="no bucket for encode, denoise, decode"):
+        ready_from_wire(worker_pb2.Report(ready=worker_pb2.Ready(worker_id="w")))
+
+
+class _Heard:
+    """A listener that takes notes."""
+
+    def __init__(self) -> None:
+        self.ups: list[str] = []
+        self.downs: list[str] = []
+
+    def worker_up(self, name: str, ready: object, link: object) -> None:
+        self.ups.append(name)
+
+    def worker_down(self, name: str, error: str) -> None:
+        self.downs.append(name)
+
+    def report(self, name: str, report: TickReport) -> None:
+        raise NotImplementedError
