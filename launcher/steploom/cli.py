@@ -183,7 +183,7 @@ def main() -> None:
     from steploom_common.settings import ConfigError
 
     try:
-        app()
+        app(prog_name="steploom")
     except CommandError as error:
         _say(str(error), error.hint)
         sys.exit(error.code)

@@ -152,7 +152,7 @@ async def _ready(process: Process, runtime: RuntimeDir) -> str:
         return ready.result()
     ready.cancel()
     if ended.done():
-        raise CommandError(f"the services ended at once:\n{process.last_words}", ExitCode(max(1, ended.result())))
+        raise CommandError(f"the services ended at once:\n{process.last_words}", _code(ended.result()))
     ended.cancel()
     raise CommandError(f"not ready within {_START_S:g} s:\n{process.last_words}", ExitCode.UNAVAILABLE)
 
@@ -173,6 +173,10 @@ async def _end(process: Process) -> None:
         raise CommandError(f"the services did not end within {_END_S:g} s", ExitCode.FAILED) from None
     if code != 0 and sys.exc_info()[0] is None:
         raise CommandError(f"the services ended with {code}:\n{process.last_words}", ExitCode.FAILED)
+
+
+def _code(code: int) -> ExitCode:
+    return ExitCode.USAGE if code == ExitCode.USAGE else ExitCode.FAILED
 
 
 def _table(results: Sequence[tuple[Edit, EditResult]]) -> Table:

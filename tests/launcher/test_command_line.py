@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from steploom.cli import main
 from steploom.exit_codes import MEANINGS, ExitCode
 from steploom.testing import FakeGateway, serving
 from steploom_common import errors
@@ -33,28 +34,46 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*STEPLOOM, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "COLUMNS": "120", "NO_COLOR": "1", "STEPLOOM_RUNTIME_DIR": "/nonexistent", **environment},
-        check=False,
-    )
-    assert "Traceback" not in done.stderr
-    return done
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def edit(gateway: FakeGateway, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return run("edit", "--address", gateway.address, *arguments)
+Run = Callable[..., Done]
 
 
-def test_edit_writes_the_picture_and_tells_the_timings(gateway: FakeGateway, picture: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process: it is the same `main`, without the start of an interpreter."""
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("STEPLOOM_RUNTIME_DIR", "/nonexistent")
+
+    def invoke(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["steploom", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        return Done(int(end.value.code or 0), said.out, said.err)
+
+    return invoke
+
+
+@pytest.fixture
+def edit(run: Run, gateway: FakeGateway) -> Run:
+    """`steploom edit` against the fake gateway."""
+    return lambda *arguments: run("edit", "--address", gateway.address, *arguments)
+
+
+def test_edit_writes_the_picture_and_tells_the_timings(
+    edit: Run, gateway: FakeGateway, picture: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out.webp"
-    done = edit(
-        gateway, picture, "썬글라스를 씌워 줘", "-o", output, "--tier", "free", "--seed", "7", "--size-rule", "pad"
-    )
+    done = edit(picture, "썬글라스를 씌워 줘", "-o", output, "--tier", "free", "--seed", "7", "--size-rule", "pad")
     assert done.returncode == ExitCode.OK, done.stderr
     with Image.open(output) as written:
         assert (written.format, written.size) == ("WEBP", (8, 8))
@@ -64,8 +83,8 @@ def test_edit_writes_the_picture_and_tells_the_timings(gateway: FakeGateway, pic
     assert (request.instruction, request.tier, request.seed) == ("썬글라스를 씌워 줘", "free", 7)
 
 
-def test_quiet_prints_the_path_alone(gateway: FakeGateway, picture: Path, tmp_path: Path) -> None:
-    done = edit(gateway, picture, "x", "-o", tmp_path / "out.png", "-q")
+def test_quiet_prints_the_path_alone(edit: Run, picture: Path, tmp_path: Path) -> None:
+    done = edit(picture, "x", "-o", tmp_path / "out.png", "-q")
     assert (done.stdout, done.stderr) == (f"{tmp_path / 'out.png'}\n", "")
 
 
@@ -79,23 +98,23 @@ def test_quiet_prints_the_path_alone(gateway: FakeGateway, picture: Path, tmp_pa
     ],
 )
 def test_an_output_that_cannot_be_is_refused_before_any_work(
-    gateway: FakeGateway, picture: Path, tmp_path: Path, output: str, message: str
+    edit: Run, gateway: FakeGateway, picture: Path, tmp_path: Path, output: str, message: str
 ) -> None:
     before = picture.read_bytes()
-    done = edit(gateway, picture, "x", "-o", tmp_path / output)
+    done = edit(picture, "x", "-o", tmp_path / output)
     assert done.returncode == ExitCode.USAGE
     assert message in done.stderr
     assert gateway.requests == []
     assert picture.read_bytes() == before
 
 
-def test_a_link_to_the_input_is_the_input(gateway: FakeGateway, picture: Path, tmp_path: Path) -> None:
+def test_a_link_to_the_input_is_the_input(edit: Run, picture: Path, tmp_path: Path) -> None:
     (tmp_path / "link.png").hardlink_to(picture)
-    assert edit(gateway, picture, "x", "-o", tmp_path / "link.png").returncode == ExitCode.USAGE
+    assert edit(picture, "x", "-o", tmp_path / "link.png").returncode == ExitCode.USAGE
 
 
-def test_a_missing_input_is_named(gateway: FakeGateway, tmp_path: Path) -> None:
-    done = edit(gateway, tmp_path / "none.png", "x", "-o", tmp_path / "out.png")
+def test_a_missing_input_is_named(edit: Run, tmp_path: Path) -> None:
+    done = edit(tmp_path / "none.png", "x", "-o", tmp_path / "out.png")
     assert done.returncode == ExitCode.USAGE
     assert "none.png: No such file or directory" in done.stderr
 
@@ -117,16 +136,22 @@ def test_a_missing_input_is_named(gateway: FakeGateway, tmp_path: Path) -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_each_failure_has_its_exit_code_and_leaves_no_file(
-    gateway: FakeGateway, picture: Path, tmp_path: Path, error: errors.SteploomError, code: ExitCode, words: str
+    edit: Run,
+    gateway: FakeGateway,
+    picture: Path,
+    tmp_path: Path,
+    error: errors.SteploomError,
+    code: ExitCode,
+    words: str,
 ) -> None:
     gateway.error = error
-    done = edit(gateway, picture, "x", "-o", tmp_path / "out.png")
+    done = edit(picture, "x", "-o", tmp_path / "out.png")
     assert done.returncode == code
     assert words in done.stderr
     assert list(tmp_path.iterdir()) == [picture]
 
 
-def test_nobody_there_says_how_to_start(picture: Path, tmp_path: Path) -> None:
+def test_nobody_there_says_how_to_start(run: Run, picture: Path, tmp_path: Path) -> None:
     done = run("edit", picture, "x", "-o", tmp_path / "out.png", "--address", "127.0.0.1:1")
     assert done.returncode == ExitCode.UNAVAILABLE
     assert "nothing answers at 127.0.0.1:1" in done.stderr
@@ -148,8 +173,8 @@ def test_ctrl_c_cancels_the_request_and_leaves_no_file(picture: Path, tmp_path: 
     assert list(tmp_path.iterdir()) == [picture]
 
 
-def test_status_of_nothing_exits_with_3(tmp_path: Path) -> None:
-    done = run("status", "--address", "127.0.0.1:1", STEPLOOM_RUNTIME_DIR=str(tmp_path))
+def test_status_of_nothing_exits_with_3(run: Run) -> None:
+    done = run("status", "--address", "127.0.0.1:1")
     assert done.returncode == ExitCode.UNAVAILABLE
     assert "steploom up" in done.stderr
 
@@ -165,7 +190,9 @@ def test_status_of_nothing_exits_with_3(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("command", ["config", "up"])
-def test_a_wrong_configuration_names_key_value_and_bound(tmp_path: Path, command: str, text: str, message: str) -> None:
+def test_a_wrong_configuration_names_key_value_and_bound(
+    run: Run, tmp_path: Path, command: str, text: str, message: str
+) -> None:
     file = tmp_path / "steploom.toml"
     file.write_text(text)
     done = run(command, "-c", file)
@@ -173,7 +200,7 @@ def test_a_wrong_configuration_names_key_value_and_bound(tmp_path: Path, command
     assert message in done.stderr
 
 
-def test_the_printed_configuration_reads_back(tmp_path: Path) -> None:
+def test_the_printed_configuration_reads_back(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "steploom.toml"
     file.write_text("[batcher]\nmax_rows = 12\n[batcher.tiers.pro]\nsteps = 20\n")
     printed = run("config", "-c", file).stdout
@@ -184,13 +211,14 @@ def test_the_printed_configuration_reads_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["edit"], ["edit", "a.png"], ["up", "--workers", "two"], ["dance"], ["edit", "-x"]]
+    "arguments",
+    [["edit"], ["edit", "a.png"], ["up", "--workers", "two"], ["up", "--workers", "0"], ["dance"], ["edit", "-x"]],
 )
-def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+def test_wrong_usage_exits_with_2(run: Run, arguments: list[str]) -> None:
     assert run(*arguments).returncode == ExitCode.USAGE
 
 
-def test_help_documents_the_exit_codes() -> None:
+def test_help_documents_the_exit_codes(run: Run) -> None:
     text = " ".join(run("--help").stdout.split())
     for code, meaning in MEANINGS.items():
         assert f"{code.value} {meaning}" in text

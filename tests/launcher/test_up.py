@@ -1,0 +1,170 @@
+"""`steploom up` with the real services and an engine without a model: from the start to the last process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from steploom import Client
+from steploom.exit_codes import ExitCode
+from steploom.health import check
+from steploom.runtime import RuntimeDir
+
+UP = (sys.executable, "-m", "steploom", "up", "--engine", "fake", "--metrics-listen", "127.0.0.1:0")
+
+
+class System:
+    """One `steploom up`."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.runtime = RuntimeDir(folder / "run")
+        self.log = folder / "log"
+        config = folder / "steploom.toml"
+        config.write_text("[worker.fake]\ndenoise_s = 0.005\n")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*UP, "-c", str(config), "--runtime-dir", str(self.runtime.path), *arguments], stderr=log, stdout=log
+            )
+
+    def ready(self) -> str:
+        """The gateway's address, once it serves."""
+        eventually(lambda: self.runtime.read_services() is not None)
+        services = self.runtime.read_services()
+        assert services is not None
+        eventually(lambda: check(services.gateway) == "SERVING")
+        return services.gateway
+
+    def children(self) -> dict[str, int]:
+        """Process ids by module."""
+        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        names = {pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in pids}
+        return {words[2]: int(pid) for pid, words in names.items() if len(words) > 2}
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:  # short: a socket's path has at most 107 bytes
+        yield Path(name)
+
+
+@pytest.fixture
+def system(folder: Path) -> Iterator[System]:
+    running = System(folder, "--listen", "127.0.0.1:0")
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.05)
+
+
+def picture() -> Any:
+    return Image.new("RGB", (64, 48), (200, 150, 120))
+
+
+def status(runtime: RuntimeDir) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, "-m", "steploom", "status", "--json", "--runtime-dir", str(runtime.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, json.loads(done.stdout)
+
+
+def arenas() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("steploom-arena-*")}
+
+
+def test_it_serves_shows_its_state_and_ends_without_a_trace(system: System) -> None:
+    with Client(system.ready()) as client:
+        results = [client.edit(picture(), "close the eyes", tier=tier) for tier in ("free", "pro")]
+    assert [(result.width, result.height) for result in results] == [(128, 128)] * 2
+    code, table = status(system.runtime)
+    assert code == ExitCode.OK
+    assert table["gateway"]["health"] == "SERVING"
+    assert int(table["batcher"]["status"]["finished"]) == 2
+    assert table["batcher"]["status"]["workers"][0]["slots_used"] == 0
+    children = system.children()
+    assert set(children) == {"steploom_gateway", "steploom_batcher", "steploom_engine_worker"}
+    assert system.end() == ExitCode.OK, system.log.read_text()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children.values())
+    assert [path.name for path in system.runtime.path.iterdir()] == ["lock"]
+    assert not {name for name in arenas() if str(children["steploom_gateway"]) in name}
+    assert "Traceback" not in system.log.read_text()
+
+
+def test_a_second_up_on_the_same_folder_is_refused(system: System) -> None:
+    system.ready()
+    done = subprocess.run(
+        [*UP, "--listen", "127.0.0.1:0", "--runtime-dir", str(system.runtime.path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == ExitCode.USAGE
+    assert f"held by process {system.process.pid}" in done.stderr
+    assert status(system.runtime)[0] == ExitCode.OK
+
+
+def test_a_killed_worker_comes_back_and_no_request_fails(system: System) -> None:
+    with Client(system.ready()) as client, ThreadPoolExecutor(8) as pool:
+        first = system.children()["steploom_engine_worker"]
+        seeds = range(40)
+        edits = [pool.submit(client.edit, picture(), "x", tier="pro", steps=60, seed=seed) for seed in seeds]
+        next(as_completed(edits))  # the others are in the queue and in every stage
+        os.kill(first, signal.SIGKILL)
+        assert [edit.result(60).seed for edit in edits] == list(seeds)
+        assert system.children()["steploom_engine_worker"] != first
+    assert system.end() == ExitCode.OK, system.log.read_text()
+
+
+def test_no_service_outlives_a_killed_supervisor(system: System) -> None:
+    system.ready()
+    children = system.children()
+    system.process.kill()
+    system.process.wait()
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 10)
+
+
+def test_a_taken_port_is_a_clear_error_with_nothing_left_running(folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        system = System(folder, "--listen", address)
+        assert system.process.wait(60) == ExitCode.USAGE
+    said = system.log.read_text()
+    assert f"cannot listen on {address}" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_the_demo_runs_with_any_engine(folder: Path) -> None:
+    picture().save(folder / "in.png")
+    command = [sys.executable, "-m", "steploom.demo", "--image", str(folder / "in.png"), "--out", str(folder / "out")]
+    done = subprocess.run(
+        [*command, "--", "--engine", "fake"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "금발로 만들어 줘" in done.stdout
+    assert len(list((folder / "out").glob("*.png"))) == 13
