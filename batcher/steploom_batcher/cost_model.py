@@ -10,6 +10,10 @@ from steploom_batcher.types import Stage, StageCosts
 # Weight of a new measurement: a steady change of speed is followed within some twenty ticks of a bucket.
 _SMOOTHING = 0.1
 
+# What a tick costs beside the device, in messages and planning. It decides on engines that take next to no time: with
+# ticks for nothing, sharing them would save nothing.
+_FLOOR_S = 1e-4
+
 
 class CostModel:
     """The cost table of one worker.
@@ -30,7 +34,7 @@ class CostModel:
             if not buckets:
                 raise ValueError(f"the worker has no {stage.name.lower()} bucket of at most {max_rows} rows")
             self._buckets[stage] = buckets
-            self._seconds[stage] = {bucket: costs[stage][bucket] for bucket in buckets}
+            self._seconds[stage] = {bucket: max(_FLOOR_S, costs[stage][bucket]) for bucket in buckets}
 
     def __repr__(self) -> str:
         return f"CostModel({self._seconds})"
@@ -67,4 +71,4 @@ class CostModel:
     def observe(self, stage: Stage, bucket: int, seconds: float) -> None:
         """Corrects the estimate by a measured tick."""
         table = self._seconds[stage]
-        table[bucket] += _SMOOTHING * (seconds - table[bucket])
+        table[bucket] += _SMOOTHING * (max(_FLOOR_S, seconds) - table[bucket])

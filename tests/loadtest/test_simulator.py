@@ -48,6 +48,12 @@ def test_a_burst_shares_ticks() -> None:
     assert max(len(tick.entries) for _, tick in run.ticks) >= 4
 
 
+def test_ticks_are_shared_even_where_they_cost_nothing() -> None:
+    free = Device(WorkerProfile("w0", KEY, 32, linear((0.0, 0.0), (0.0, 0.0), (0.0, 0.0))))
+    run = simulate(SchedulerConfig(), [free], burst(FREE_AND_PRO[0], 8))
+    assert run.stats.mean_rows_per_tick == 24
+
+
 @pytest.mark.parametrize("policy", ["step", "request"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_jobs_are_conserved(policy: str, seed: int) -> None:
@@ -56,7 +62,7 @@ def test_jobs_are_conserved(policy: str, seed: int) -> None:
         RequestClass("pro", 12, 2.0, deadline_s=3.0, cancel_share=0.2),
         RequestClass("pro", 4, 1.0, rows=1, deadline_s=0.3),
     )
-    trace = poisson(mix, 25.0, 20.0, seed)
+    trace = poisson(mix, 14.0, 30.0, seed)
     outages = [Outage("w0", 4.0, 5.0), Outage("w1", 9.0)]
     run = simulate(
         SchedulerConfig(policy=policy), [device("w0", 6), device("w1", 6)], trace, outages=outages, poisoned=[5, 50, 77]
@@ -65,7 +71,7 @@ def test_jobs_are_conserved(policy: str, seed: int) -> None:
     stats = run.stats
     assert sum(ends.values()) == len(trace) == stats.submitted
     assert None not in ends
-    assert ends[End.FINISHED] == stats.finished > 100
+    assert ends[End.FINISHED] == stats.finished > 80
     assert ends[End.CANCELLED] == stats.cancelled > 10
     assert ends[End.REFUSED] == sum(stats.refused.values()) > 0
     assert ends[End.FAILED] == stats.failed + stats.expired
