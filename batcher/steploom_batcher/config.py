@@ -50,6 +50,9 @@ class SchedulerConfig:
     max_queue_delay_s: float = setting(
         0.002, "seconds an idle worker waits at most for company, where it pays", at_least=0, at_most=10
     )
+    fairness: float = setting(
+        10.0, "seconds of slack that one second of device time owed to a tier outweighs", at_least=0, at_most=1000
+    )
     max_wait_s: float = setting(
         5.0, "seconds without a tick after which a running job goes before all others", above=0, at_most=600
     )
@@ -57,7 +60,7 @@ class SchedulerConfig:
         30.0, "seconds for which a lost worker is expected back and jobs are still admitted", at_least=0, at_most=3600
     )
     max_crashes: int = setting(3, "workers a job may lose before it is failed", at_least=1, at_most=100)
-    tiers: dict[str, TierConfig] = section(default_tiers, "classes of service, by name")  # noqa: RUF009
+    tiers: dict[str, TierConfig] = section(default_tiers, "classes of service, by name")
 
     def __post_init__(self) -> None:
         check(self)

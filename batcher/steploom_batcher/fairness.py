@@ -1,9 +1,9 @@
 """Weighted deficit sharing between flows, and the backlog that admission looks at.
 
 A flow is the jobs of one tier with one key. Every tick's seconds are owed to the active flows by weight and charged to
-those whose rows ran. What a flow is owed is its *credit*, in seconds, and the scheduler subtracts it from the slack of
-the flow's jobs: deadlines decide while shares are even, and a flow that gets too little gains urgency until it gets
-its share.
+those whose rows ran. What a flow is owed is its *credit*, in seconds, and the scheduler subtracts a multiple of it from
+the slack of the flow's jobs: deadlines decide while shares are even, and a flow that gets too little gains urgency
+until it gets its share.
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from steploom_batcher.types import Key
 
 Flow = tuple[str, Key]  # tier, key
 
-# More than the spread of any sensible deadlines, so that a starved flow always comes first in the end; bounded, so that
-# it does not then hold the device for as long as it was starved.
-_MAX_CREDIT_S = 120.0
+# Bounds what a starved flow can claim at once; with the default gain it outweighs five minutes of slack.
+_MAX_CREDIT_S = 30.0
 
 
 class Shares:
-    """The credit of each active flow. `weights` maps a tier to its weight."""
+    """The credit of each active flow.
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
+    Args:
+        weights: of each tier.
+        gain: seconds of slack that a second of credit outweighs.
+    """
+
+    def __init__(self, weights: Mapping[str, float], gain: float) -> None:
         self._weights = weights
+        self._gain = gain
         self._credit: dict[Flow, float] = {}
 
     def __repr__(self) -> str:
@@ -32,6 +37,10 @@ class Shares:
     def credit(self, flow: Flow) -> float:
         """Seconds of device time that the flow is owed; negative where it had more than its share."""
         return self._credit.get(flow, 0.0)
+
+    def urgency(self, flow: Flow) -> float:
+        """Seconds to take off the slack of the flow's jobs."""
+        return self._gain * self.credit(flow)
 
     def charge(self, rows: Mapping[Flow, int], seconds: float, active: Iterable[Flow]) -> None:
         """Books a tick of `seconds` whose rows belong to the flows in `rows`; forgets flows that are not active."""

@@ -68,7 +68,6 @@ class Job:
     step: int = 0  # denoise: next step to plan, from 0
     in_flight: int = 0  # ticks that name it
     last_planned: float = 0.0  # when it last entered a tick, or was submitted
-    is_recovering: bool = False  # an earlier tick failed: nothing is planned until its ticks in flight are back
     num_crashes: int = 0  # workers that died with this job in a tick
     work_left_s: float = 0.0  # counted in the backlog
 
@@ -97,7 +96,7 @@ class Job:
     @property
     def is_ready(self) -> bool:
         """A tick can take it now."""
-        return self.state is State.RUNNING and self.stage is not None and not self.is_recovering
+        return self.state is State.RUNNING and self.stage is not None
 
     @property
     def flow(self) -> Flow:
@@ -163,8 +162,11 @@ class Job:
         return entry
 
     def roll_back(self, stage: Stage, step: int) -> None:
-        """Plans again from (stage, step), unless it is already to plan from before that."""
-        self.is_recovering = True
+        """Plans again from (stage, step), unless it is already to plan from there or before.
+
+        Ticks of it that are still in flight will come back as skipped: each names a step at least as late as what is
+        planned by then, so they change nothing.
+        """
         if self.stage is None or (stage, step) < (self.stage, self.step):
             self.stage, self.step = stage, step
 
@@ -173,7 +175,6 @@ class Job:
         self.worker_id, self.slot = "", -1
         self.stage, self.step = Stage.ENCODE, 0
         self.in_flight = 0
-        self.is_recovering = False
         self.denoise_planned = None
 
     def record(self, tick: Tick, seconds: float, now: float) -> None:

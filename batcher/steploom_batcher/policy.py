@@ -31,7 +31,7 @@ class Worker:
     free_slots: list[int]
     jobs: dict[str, Job] = field(default_factory=dict)
     ticks: dict[int, Tick] = field(default_factory=dict)
-    recovery: list[list[Job]] = field(default_factory=list)  # parts of failed ticks, to be run by themselves
+    recovery: list[list[Job]] = field(default_factory=list)  # parts of failed ticks: they run first, by themselves
     batch: list[Job] = field(default_factory=list)  # request policy: what runs to its end
     busy_until: float = 0.0  # predicted end of the last tick in flight
 
@@ -42,13 +42,12 @@ class Worker:
 
     @property
     def has_ready(self) -> bool:
-        """Some job could be planned, by itself or in its part of a failed tick."""
+        """A tick could be planned."""
         return any(job.is_ready for job in self.jobs.values())
 
     def ready(self) -> list[Job]:
-        """Jobs that a tick can take now; those that wait for their part of a failed tick are not among them."""
-        set_aside = {id(job) for part in self.recovery for job in part}
-        return [job for job in self.jobs.values() if job.is_ready and id(job) not in set_aside]
+        """Jobs that a tick can take now."""
+        return [job for job in self.jobs.values() if job.is_ready]
 
 
 class TickBuilder:
@@ -102,7 +101,7 @@ class StepPolicy:
 
     Each tick takes the most urgent job, fills up with others of its stage and key in order of urgency, and is as large
     as pays: up to the bucket where a row costs nearly the least it can, but no larger than the urgent job's slack
-    allows. Urgency is the latest start minus the credit of the job's flow; a job that no tick took for `max_wait_s`
+    allows. Urgency is the latest start minus what the job's flow is owed; a job that no tick took for `max_wait_s`
     goes before all of them.
     """
 
@@ -119,7 +118,7 @@ class StepPolicy:
         lead = ready[0]
         mates = [job for job in ready if job.stage is lead.stage]
         rows = sum(job.rows for job in mates)
-        if self._company.is_awaited(worker, lead, rows, now):
+        if self._company.is_awaited(worker, ready, now):
             return None
         return TickBuilder(lead.stage or Stage.ENCODE, self._bucket(worker.costs, lead, rows, now)).add_all(mates)
 
@@ -127,16 +126,16 @@ class StepPolicy:
         return self._company.until
 
     def _order(self, now: float) -> Callable[[Job], tuple[bool, float, int]]:
-        credit, max_wait = self._shares.credit, self._config.max_wait_s
-        credits: dict[Flow, float] = {}
+        max_wait = self._config.max_wait_s
+        shares: dict[Flow, float] = {}
 
         def urgency(job: Job) -> tuple[bool, float, int]:
             if now - job.last_planned > max_wait:
                 return False, job.last_planned, job.sequence
             flow = job.flow
-            if flow not in credits:
-                credits[flow] = credit(flow)
-            return True, job.latest_start - credits[flow], job.sequence
+            if flow not in shares:
+                shares[flow] = self._shares.urgency(flow)
+            return True, job.latest_start - shares[flow], job.sequence
 
         return urgency
 
@@ -179,7 +178,7 @@ class RequestPolicy:
         lead = waiting[0]
         mates = [job for job in waiting if (job.spec.steps, job.spec.rows) == (lead.spec.steps, lead.spec.rows)]
         rows = len(mates) * lead.spec.rows
-        if self._company.is_awaited(worker, lead, len(mates), now):
+        if self._company.is_awaited(worker, mates, now):
             return False
         bucket = worker.costs.best_bucket(Stage.DENOISE, rows, self._config.batch_gain, float("inf"))
         worker.batch = mates[: max(1, bucket // lead.spec.rows)]
@@ -193,25 +192,28 @@ class Company:
         self._max_delay = config.max_queue_delay_s
         self.until: float | None = None  # end of the wait that was decided last
 
-    def is_awaited(self, worker: Worker, lead: Job, rows: int, now: float) -> bool:
-        """Only for jobs that have not begun, on a worker that has nothing else to do."""
+    def is_awaited(self, worker: Worker, jobs: Sequence[Job], now: float) -> bool:
+        """Only where the worker has nothing else to do, and none of the jobs has begun or would come too late."""
         self.until = None
-        until = lead.submitted + self._max_delay
-        if worker.ticks or lead.stage is not Stage.ENCODE or now >= until or lead.latest_start < until:
+        until = min(job.submitted for job in jobs) + self._max_delay
+        if worker.ticks or now >= until or any(job.stage is not Stage.ENCODE for job in jobs):
             return False
-        if not self._pays(worker.costs, lead, rows):
+        if min(job.latest_start for job in jobs) < until or not self._pays(worker.costs, jobs):
             return False
         self.until = until
         return True
 
-    def _pays(self, costs: CostModel, lead: Job, rows: int) -> bool:
-        """One more job in the same ticks would save more, over its life, than everybody's wait."""
-        if rows >= costs.best_bucket(Stage.ENCODE, 2 * rows, 0.0, float("inf")):
-            return False
-        own = lead.spec.rows
-        apart = 2 * costs.seconds(Stage.DENOISE, own)
-        saved = lead.spec.steps * (apart - costs.seconds(Stage.DENOISE, 2 * own))
-        return saved > self._max_delay * rows
+    def _pays(self, costs: CostModel, jobs: Sequence[Job]) -> bool:
+        """One more job like these would save more, by sharing their ticks, than the wait of all of them."""
+        together = costs.bucket(Stage.ENCODE, len(jobs) + 1)
+        if together <= len(jobs):
+            return False  # no room for one more
+        saved = 0.0
+        for job in jobs:
+            own = job.spec.rows
+            apart = 2 * costs.seconds(Stage.DENOISE, own)
+            saved += job.spec.steps * (apart - costs.seconds(Stage.DENOISE, 2 * own))
+        return saved / len(jobs) > self._max_delay * len(jobs)
 
 
 def entries_of(jobs: Sequence[Job], now: float) -> tuple[Entry, ...]:

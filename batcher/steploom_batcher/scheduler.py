@@ -15,8 +15,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 
-from steploom_common.guidance import Branch
-
 from steploom_batcher.admission import Admission
 from steploom_batcher.config import SchedulerConfig
 from steploom_batcher.cost_model import CostModel
@@ -46,6 +44,7 @@ from steploom_batcher.types import (
     WorkerProfile,
     WorkerStats,
 )
+from steploom_common.guidance import Branch
 
 # A job is given up before its deadline only when even half of the predicted remaining time would be too long: the
 # prediction may be wrong, and a job that is given up cannot be brought back.
@@ -62,7 +61,7 @@ class Scheduler:
         self._workers: dict[str, Worker] = {}
         self._lost: dict[str, tuple[WorkerProfile, float]] = {}  # workers expected back, and since when they are gone
         self._backlog = Backlog()
-        self._shares = Shares({name: tier.weight for name, tier in config.tiers.items()})
+        self._shares = Shares({name: tier.weight for name, tier in config.tiers.items()}, config.fairness)
         self._policy: Policy = RequestPolicy(config) if config.policy == "request" else StepPolicy(config, self._shares)
         self._admission = Admission(config, self._backlog)
         self._flows: Counter[Flow] = Counter()  # live jobs of each
@@ -197,9 +196,6 @@ class Scheduler:
                 effects += self._split(worker, alive, tick, outcome)
             case Status.SKIPPED:
                 self._roll_back(alive, tick)
-        for job, _ in alive:
-            if job.in_flight == 0:
-                job.is_recovering = False
         return effects
 
     def wake_at(self) -> float | None:
@@ -314,7 +310,7 @@ class Scheduler:
                 yield (False, oldest.submitted, oldest.sequence), oldest
                 continue
             job = min(candidates, key=lambda item: (item.latest_start, item.sequence))
-            yield (True, job.latest_start - self._shares.credit(job.flow), job.sequence), job
+            yield (True, job.latest_start - self._shares.urgency(job.flow), job.sequence), job
 
     def _serving(self, key: Key) -> list[Worker]:
         return [worker for worker in self._workers.values() if worker.profile.key == key and worker.free_slots]
@@ -386,17 +382,16 @@ class Scheduler:
             self._wake = when
 
     def _recover(self, worker: Worker) -> TickBuilder | None:
-        """The next part of a failed tick, once all of it is back; with nobody else in it."""
+        """The next part of a failed tick, with nobody else in it."""
         for part in worker.recovery:
             part[:] = [job for job in part if job.state is State.RUNNING and job.worker_id == worker.worker_id]
         worker.recovery = [part for part in worker.recovery if part]
-        for index, part in enumerate(worker.recovery):
-            if all(job.is_ready for job in part):
-                del worker.recovery[index]
-                stage = part[0].stage
-                assert stage is not None
-                return TickBuilder(stage, sum(job.rows for job in part)).add_all(part)
-        return None
+        if not worker.recovery:
+            return None
+        part = worker.recovery.pop(0)
+        stage = part[0].stage
+        assert stage is not None
+        return TickBuilder(stage, sum(job.rows for job in part)).add_all(part)
 
     def _dispatch(self, worker: Worker, builder: TickBuilder, now: float) -> Tick:
         costs = worker.costs

@@ -244,7 +244,7 @@ class Machine(RuleBasedStateMachine):
 
     def slots_are_conserved(self) -> None:
         for name, worker in self.scheduler.statistics().workers.items():
-            assert worker.slots_used <= worker.num_slots
+            assert worker.slots_used + len(self.scheduler._workers[name].free_slots) == worker.num_slots
             assert worker.ticks_in_flight == len(self.workers[name].queue)
 
     def nothing_waits_while_a_worker_idles(self) -> None:

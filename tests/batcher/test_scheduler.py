@@ -1,0 +1,331 @@
+"""What the scheduler decides, case by case."""
+
+from __future__ import annotations
+
+import pytest
+from scheduler_model import COSTS, KEY, ModelWorker, profile, spec
+
+from steploom_batcher.config import SchedulerConfig, TierConfig
+from steploom_batcher.cost_model import CostModel
+from steploom_batcher.fairness import Backlog, Shares
+from steploom_batcher.job import IllegalMoveError, Job, JobCosts, State
+from steploom_batcher.scheduler import Scheduler
+from steploom_batcher.types import (
+    Admitted,
+    Cause,
+    Effect,
+    Failed,
+    Finished,
+    JobSpec,
+    Outcome,
+    Refused,
+    Requeued,
+    Stage,
+    Status,
+    Tick,
+)
+
+
+class Bench:
+    """A scheduler, one model worker, and the effects so far."""
+
+    def __init__(self, num_slots: int = 8, **settings: object) -> None:
+        self.scheduler = Scheduler(SchedulerConfig(**{"max_queue_delay_s": 0.0, "ticks_in_flight": 1, **settings}))  # type: ignore[arg-type]
+        self.worker = ModelWorker(profile(num_slots=num_slots), set())
+        self.scheduler.worker_up(self.worker.profile, 0.0)
+        self.specs: dict[str, JobSpec] = {}
+        self.effects: list[Effect] = []
+        self.now = 0.0
+
+    def submit(self, job: JobSpec) -> Admitted | Refused:
+        self.specs[job.job_id] = job
+        return self.scheduler.submit(job, self.now)
+
+    def admit(self, *jobs: JobSpec) -> None:
+        for job in jobs:
+            assert isinstance(self.submit(job), Admitted)
+
+    def plan(self) -> list[Tick]:
+        ticks = self.scheduler.next_ticks(self.now)
+        self.worker.queue += ticks
+        return ticks
+
+    def tick(self) -> Tick:
+        """Plans and runs one tick."""
+        if not self.worker.queue:
+            self.plan()
+        tick, outcome = self.worker.run({job_id: job.steps for job_id, job in self.specs.items()})
+        self.now += tick.predicted_s
+        self.effects += self.scheduler.finish(tick.tick_id, outcome, self.now)
+        return tick
+
+    def run(self) -> list[Tick]:
+        """Until nothing is left to do."""
+        ticks = []
+        while self.worker.queue or self.plan():
+            ticks.append(self.tick())
+        return ticks
+
+    def finished(self) -> list[str]:
+        return [effect.job_id for effect in self.effects if isinstance(effect, Finished)]
+
+
+def jobs_of(tick: Tick) -> list[str]:
+    return [entry.job_id for entry in tick.entries]
+
+
+def test_one_job_goes_through_its_stages() -> None:
+    bench = Bench()
+    bench.admit(spec("a", steps=3))
+    stages = [(tick.stage, tick.entries[0].step, tick.rows) for tick in bench.run()]
+    assert stages == [
+        (Stage.ENCODE, 0, 1),
+        (Stage.DENOISE, 0, 3),
+        (Stage.DENOISE, 1, 3),
+        (Stage.DENOISE, 2, 3),
+        (Stage.DECODE, 0, 1),
+    ]
+    (done,) = [effect for effect in bench.effects if isinstance(effect, Finished)]
+    assert done.usage.ticks == 5
+    assert done.usage.mean_rows_per_tick == 3
+    assert bench.scheduler.is_idle
+
+
+def test_a_short_job_joins_a_long_one_between_its_steps() -> None:
+    bench = Bench()
+    bench.admit(spec("long", steps=20, deadline=60))
+    for _ in range(5):
+        bench.tick()
+    bench.admit(spec("short", "free", steps=2, deadline=5))
+    ticks = bench.run()
+    assert bench.finished() == ["short", "long"]
+    shared = [tick for tick in ticks if len(tick.entries) == 2]
+    assert [(tick.rows, tick.stage) for tick in shared] == [(6, Stage.DENOISE)] * 2
+    assert {entry.step for entry in shared[0].entries} == {0, 4}
+
+
+def test_the_request_policy_makes_a_short_job_wait_for_the_batch() -> None:
+    bench = Bench(policy="request")
+    bench.admit(spec("long", steps=20, deadline=60))
+    for _ in range(5):
+        bench.tick()
+    bench.admit(spec("short", "free", steps=2, deadline=5))
+    bench.run()
+    assert bench.finished() == ["long", "short"]
+
+
+def test_the_request_policy_batches_jobs_of_equal_step_count() -> None:
+    bench = Bench(policy="request")
+    bench.admit(spec("a", steps=4), spec("b", steps=2), spec("c", steps=4))
+    denoise = [jobs_of(tick) for tick in bench.run() if tick.stage is Stage.DENOISE]
+    assert denoise == [["a", "c"]] * 4 + [["b"]] * 2
+
+
+def test_the_least_slack_goes_first() -> None:
+    bench = Bench(max_rows=3)  # one job a tick
+    bench.admit(spec("late", steps=1, deadline=9.0), spec("soon", steps=1, deadline=3.0), spec("mid", deadline=6.0))
+    bench.run()
+    assert bench.finished() == ["soon", "mid", "late"]
+
+
+def test_tiers_share_by_weight_when_both_are_backlogged() -> None:
+    tiers = {"free": TierConfig(weight=1.0), "pro": TierConfig(weight=3.0)}
+    bench = Bench(max_rows=3, tiers=tiers)
+    bench.admit(*[spec(f"f{i}", "free", steps=300, deadline=500) for i in range(2)])
+    bench.admit(*[spec(f"p{i}", "pro", steps=300, deadline=500) for i in range(2)])
+    ticks = [bench.tick() for _ in range(800)]
+    pro = sum(tick.stage is Stage.DENOISE and jobs_of(tick)[0].startswith("p") for tick in ticks)
+    assert 0.70 < pro / len(ticks) < 0.80
+
+
+def test_a_job_that_waited_too_long_goes_before_more_urgent_ones() -> None:
+    bench = Bench(max_rows=3, max_wait_s=0.5)
+    bench.admit(spec("patient", steps=1, deadline=900))
+    bench.admit(*[spec(f"u{i}", steps=30, deadline=30) for i in range(4)])
+    while "patient" not in bench.finished():
+        bench.tick()
+    assert bench.now < 2.5, "aging must bound the wait"
+    bench.run()
+    assert len(bench.finished()) == 5
+
+
+def test_a_bucket_grows_while_it_pays_and_the_slack_allows() -> None:
+    costs = CostModel({**COSTS, Stage.DENOISE: {3: 0.010, 6: 0.012, 12: 0.020, 24: 0.040}}, 64)
+    assert costs.best_bucket(Stage.DENOISE, rows=24, gain=0.05, limit_s=1.0) == 12  # 24 costs as much a row
+    assert costs.best_bucket(Stage.DENOISE, rows=24, gain=0.30, limit_s=1.0) == 6  # within 30 % of the cheapest
+    assert costs.best_bucket(Stage.DENOISE, rows=24, gain=0.05, limit_s=0.013) == 6
+    assert costs.best_bucket(Stage.DENOISE, rows=24, gain=0.05, limit_s=0.001) == 3
+    assert costs.best_bucket(Stage.DENOISE, rows=4, gain=0.05, limit_s=1.0) == 6  # two of its rows are padding
+
+
+def test_a_tight_deadline_keeps_ticks_small() -> None:
+    bench = Bench(num_slots=16)
+    bench.admit(*[spec(f"slow{i}", steps=30, deadline=900) for i in range(7)])
+    for _ in range(8):
+        bench.tick()
+    bench.admit(spec("tight", steps=10, deadline=bench.now + 0.02 + 10 * 0.014 + 0.02 + 0.04))
+    while "tight" not in bench.finished():
+        tick = bench.tick()
+        assert "tight" in jobs_of(tick)
+    assert bench.now <= bench.specs["tight"].deadline
+
+
+def test_what_cannot_finish_in_time_is_refused_with_the_prediction() -> None:
+    bench = Bench()
+    verdict = bench.submit(spec("a", steps=30, deadline=0.1))
+    assert isinstance(verdict, Refused)
+    assert verdict.cause is Cause.DEADLINE
+    assert verdict.predicted_s == pytest.approx(0.02 + 30 * 0.014 + 0.02)
+    bench.admit(*[spec(f"b{i}", steps=30, deadline=1.5) for i in range(5)])
+    verdict = bench.submit(spec("c", steps=30, deadline=0.55))
+    assert isinstance(verdict, Admitted), "work that is due later does not count"
+    verdict = bench.submit(spec("d", steps=30, deadline=1.5))
+    assert isinstance(verdict, Refused)
+    assert verdict.cause is Cause.DEADLINE
+    assert verdict.retry_after_s > 0
+
+
+def test_a_full_queue_refuses() -> None:
+    tiers = {"free": TierConfig(max_queued=1), "pro": TierConfig(max_queued=0)}
+    bench = Bench(num_slots=1, tiers=tiers)
+    bench.admit(spec("slot", "pro"))
+    full = bench.submit(spec("p", "pro"))
+    assert isinstance(full, Refused)
+    assert full.cause is Cause.QUEUE_FULL
+    assert "Exceeds maximum queue size" in full.message
+    bench.admit(spec("f", "free"))
+    assert isinstance(bench.submit(spec("g", "free")), Refused)
+    bench.run()
+    assert bench.finished() == ["slot", "f"]
+    assert bench.scheduler.statistics().refused == {"queue_full": 2}
+
+
+def test_without_a_worker_jobs_are_refused_unless_one_is_expected_back() -> None:
+    scheduler = Scheduler(SchedulerConfig(worker_grace_s=10.0))
+    assert scheduler.submit(spec("a"), 0.0) == Refused(Cause.NO_WORKER, "no worker is up", 1.0)
+    scheduler.worker_up(profile(), 1.0)
+    scheduler.worker_down("w0", 2.0)
+    assert isinstance(scheduler.submit(spec("b"), 11.0), Admitted)
+    refused = scheduler.submit(spec("c"), 13.0)
+    assert isinstance(refused, Refused)
+    assert refused.cause is Cause.NO_WORKER
+
+
+def test_a_poisoned_job_fails_alone() -> None:
+    bench = Bench()
+    bench.worker.poisoned.add("bad")
+    bench.admit(*[spec(name, steps=4) for name in ("a", "b", "bad", "c", "d")])
+    bench.run()
+    assert sorted(bench.finished()) == ["a", "b", "c", "d"]
+    assert [(item.job_id, item.cause) for item in bench.effects if isinstance(item, Failed)] == [("bad", Cause.POISON)]
+    assert bench.scheduler.statistics().failed == 1
+
+
+def test_a_failed_tick_with_another_in_flight_rolls_both_back() -> None:
+    bench = Bench(ticks_in_flight=3, lead_s=10.0)
+    bench.worker.poisoned.add("bad")
+    bench.admit(spec("a", steps=5), spec("bad", steps=5), spec("b", steps=5))
+    bench.run()
+    assert sorted(bench.finished()) == ["a", "b"]
+
+
+def test_a_job_that_kills_workers_is_isolated_then_failed() -> None:
+    bench = Bench(max_crashes=3)
+    bench.admit(spec("a", steps=4), spec("killer", steps=4))
+    for crash in range(3):
+        ticks = bench.scheduler.next_ticks(bench.now)
+        while "killer" not in jobs_of(ticks[0]):
+            (tick,) = ticks
+            bench.scheduler.finish(tick.tick_id, Outcome(Status.OK, tick.predicted_s), bench.now)
+            ticks = bench.scheduler.next_ticks(bench.now)
+        assert len(ticks[0].entries) == (2 if crash < 2 else 1), "after two crashes it runs alone"
+        bench.effects += bench.scheduler.worker_down("w0", bench.now)
+        bench.scheduler.worker_up(profile(), bench.now)
+    assert [item.job_id for item in bench.effects if isinstance(item, Failed)] == ["killer"]
+    assert [item.job_id for item in bench.effects if isinstance(item, Requeued)].count("a") == 3
+    bench.worker = ModelWorker(profile(), set())
+    bench.run()
+    assert bench.finished() == ["a"]
+
+
+def test_an_idle_worker_waits_for_company_only_where_it_pays() -> None:
+    bench = Bench(max_queue_delay_s=0.002)
+    bench.admit(spec("a", steps=10))
+    assert bench.plan() == []
+    assert bench.scheduler.wake_at() == pytest.approx(0.002)
+    bench.now = 0.001
+    bench.admit(spec("b", steps=10))
+    bench.now = 0.002
+    (tick,) = bench.plan()
+    assert jobs_of(tick) == ["a", "b"]
+
+    no_gain = {**COSTS, Stage.DENOISE: {3: 0.010, 6: 0.020}}
+    scheduler = Scheduler(SchedulerConfig(max_queue_delay_s=0.002))
+    lone = profile()
+    scheduler.worker_up(type(lone)("w0", KEY, 4, no_gain), 0.0)
+    scheduler.submit(spec("c", steps=10), 0.0)
+    assert len(scheduler.next_ticks(0.0)) >= 1, "rows that cost the same together and apart need not wait"
+
+
+def test_the_next_tick_is_planned_shortly_before_the_last_one_ends() -> None:
+    bench = Bench(ticks_in_flight=2, lead_s=0.005)
+    bench.admit(spec("a", steps=3))
+    (encode,) = bench.plan()
+    assert encode.predicted_s == 0.02
+    assert bench.scheduler.wake_at() == pytest.approx(0.015)
+    bench.now = 0.014
+    assert bench.plan() == []
+    bench.admit(spec("b", steps=3))  # still in time for the next tick
+    bench.now = 0.0151
+    assert len(bench.plan()) == 1
+
+
+def test_a_hopeless_job_is_given_up_and_its_slot_freed() -> None:
+    bench = Bench(num_slots=1)
+    bench.admit(spec("a", steps=30, deadline=0.5))
+    bench.now = 0.4  # the worker was stuck: 0.46 s of work are left, and 0.1 s to do it in
+    effects = bench.scheduler.expire(bench.now)
+    assert [type(effect).__name__ for effect in effects] == ["Failed", "Release"]
+    assert bench.scheduler.statistics().expired == 1
+    assert bench.scheduler.is_idle
+
+
+def test_states_follow_their_table() -> None:
+    job = Job(spec("a"), JobCosts.of(spec("a"), CostModel(COSTS, 64)), 0.0, 0)
+    job.move(State.RUNNING)
+    job.move(State.LEAVING)
+    with pytest.raises(IllegalMoveError, match="from LEAVING to RUNNING"):
+        job.move(State.RUNNING)
+    assert job.state is State.LEAVING
+
+
+def test_shares_owe_what_a_flow_did_not_get() -> None:
+    shares = Shares({"free": 1.0, "pro": 3.0}, gain=10.0)
+    free, pro = ("free", KEY), ("pro", KEY)
+    shares.charge({free: 6}, 1.0, [free, pro])
+    assert shares.credit(pro) == pytest.approx(0.75)
+    assert shares.credit(free) == pytest.approx(-0.75)
+    assert shares.urgency(pro) == pytest.approx(7.5)
+    shares.charge({free: 3}, 1.0, [free])
+    assert shares.credit(pro) == 0.0, "a flow that has no jobs is owed nothing"
+
+
+def test_the_backlog_counts_what_is_due_before() -> None:
+    backlog = Backlog()
+    backlog.add(1.0, 0.5)
+    backlog.add(10.0, 2.0)
+    assert backlog.due_before(1.0) == 0.5
+    assert backlog.due_before(10.0) == 2.5
+    backlog.add(1.0, -0.5)
+    assert backlog.due_before(5.0) == 0.0
+    assert backlog.total_s == 2.0
+
+
+def test_costs_follow_measurements() -> None:
+    costs = CostModel(COSTS, 64)
+    for _ in range(60):
+        costs.observe(Stage.DENOISE, 3, 0.028)
+    assert costs.seconds(Stage.DENOISE, 3) == pytest.approx(0.028, rel=0.01)
+    assert costs.seconds(Stage.DENOISE, 4) == COSTS[Stage.DENOISE][6]
+    with pytest.raises(ValueError, match="no denoise bucket"):
+        CostModel(COSTS | {Stage.DENOISE: {12: 0.1}}, max_rows=3)
