@@ -13,6 +13,8 @@ CODE := common gateway batcher engine_worker kernels distill loadtest launcher t
 # Arguments for `make serve`, as in: make serve ARGS="--listen 127.0.0.1:9001"
 ARGS ?=
 
+# The root holds folders, as kernels/, that must not be taken for packages of that name.
+export PYTHONSAFEPATH := 1
 # Quiet libraries, and no look at a model hub: every model is a folder on this machine.
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

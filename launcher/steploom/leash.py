@@ -22,7 +22,8 @@ def main() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != int(parent):  # it died before the signal was set
         raise SystemExit(1)
-    os.execv(sys.executable, [sys.executable, *arguments])
+    # -P: a folder of the directory that we are run from must not be taken for a package
+    os.execv(sys.executable, [sys.executable, "-P", *arguments])
 
 
 if __name__ == "__main__":

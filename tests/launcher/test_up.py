@@ -51,7 +51,7 @@ class System:
         """Process ids by module."""
         pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         names = {pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in pids}
-        return {words[2]: int(pid) for pid, words in names.items() if len(words) > 2}
+        return {words[3]: int(pid) for pid, words in names.items() if words[2:3] == ["-m"]}
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
