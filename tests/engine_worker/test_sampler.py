@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
 from steploom_engine_worker.sampler import Table, build_table
 from steploom_engine_worker.schedule import Sampler, ScheduleConfig, ScheduleError
 
