@@ -113,6 +113,14 @@ class ArenaViews:
         self._directory = directory.resolve()
         self._maps: dict[str, mmap.mmap] = {}
 
+    def __repr__(self) -> str:
+        return f"ArenaViews({self._directory}, mapped={self.num_mapped})"
+
+    @property
+    def num_mapped(self) -> int:
+        """Arenas that are mapped now; those that were removed go when the next is mapped."""
+        return len(self._maps)
+
     def picture(self, region: RegionRef, height: int, width: int) -> Pixels:
         """The picture in a region, without a copy: writes go to the arena.
 
@@ -140,13 +148,22 @@ def remove_stale(directory: Path) -> None:
     """Removes the arenas of processes that are gone."""
     for file in directory.glob(f"{_PREFIX}*"):
         owner = file.name.removeprefix(_PREFIX).split("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+        if owner.isdigit() and not _is_alive(int(owner)):
             file.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    """A process that was killed may stay a zombie for long: in a container whose first process reaps nobody."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")  # proc(5)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _picture(memory: mmap.mmap, region: RegionRef, height: int, width: int) -> Pixels:
     size = height * width * 3
-    if size > region.size or region.offset + size > len(memory):
+    is_within = 0 <= region.offset <= len(memory) - size and size <= region.size
+    if height < 1 or width < 1 or not is_within:
         raise ValueError(f"a picture of {height}x{width} does not fit into {region}")
     return np.frombuffer(memory, np.uint8, size, region.offset).reshape(height, width, 3)
 

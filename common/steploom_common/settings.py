@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -172,8 +173,14 @@ def _lines(config: Any, prefix: str) -> Iterator[str]:
     yield ""
     for name, value in nested:
         path = f"{prefix}.{name}" if prefix else name
-        for key, table in value.items() if isinstance(value, dict) else [("", value)]:
-            yield from _lines(table, f"{path}.{key}" if key else path)
+        if not isinstance(value, dict):
+            yield from _lines(value, path)
+        elif not value:
+            yield f"[{path}]"
+            yield ""
+        else:
+            for key, table in value.items():
+                yield from _lines(table, f"{path}.{_key(key)}")
 
 
 def _allowed(rule: Rule) -> str:
@@ -186,7 +193,13 @@ def _allowed(rule: Rule) -> str:
 def _literal(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(_literal(item) for item in value)}]"
-    return json.dumps(value, ensure_ascii=False)
+    # a JSON scalar is a TOML scalar, but for one control character
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _key(name: str) -> str:
+    """A key of a TOML table, in quotes where it needs them."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _literal(name)
 
 
 def replace(config: Config, **changes: Any) -> Config:

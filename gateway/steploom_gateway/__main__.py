@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the gateway until a signal; returns the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.captureWarnings(True)  # of damaged pictures
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     runtime = runtime_path("", os.environ, os.getuid())
     try:

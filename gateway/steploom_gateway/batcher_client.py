@@ -36,7 +36,7 @@ class BatcherClient:
         self.address = address
         self._poll_s = poll_s
         self._on_change = on_change
-        self._is_serving = False
+        self.is_serving = False  # a worker is up, and the batcher takes jobs
         self._last_problem = ""
         self._look = asyncio.Event()
         self._channel = grpc.aio.insecure_channel(address, INTERNAL_OPTIONS)
@@ -44,7 +44,7 @@ class BatcherClient:
         self._poller = asyncio.create_task(self._follow(), name="batcher status")
 
     def __repr__(self) -> str:
-        return f"BatcherClient({self.address}, {'serving' if self._is_serving else 'not serving'})"
+        return f"BatcherClient({self.address}, {'serving' if self.is_serving else 'not serving'})"
 
     def submit(self, request: batcher_pb2.SubmitRequest) -> SubmitCall:
         """Starts a job; cancel the call to cancel it."""
@@ -74,8 +74,8 @@ class BatcherClient:
         while True:
             self._look.clear()
             is_serving = await self._refresh()
-            if is_serving != self._is_serving:
-                self._is_serving = is_serving
+            if is_serving != self.is_serving:
+                self.is_serving = is_serving
                 log.info("the batcher at %s is %s", self.address, "serving" if is_serving else "not serving")
                 await self._on_change(is_serving)
             retry = _FIRST_RETRY_S if is_serving else min(self._poll_s, 2 * retry)

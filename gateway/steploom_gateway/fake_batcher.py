@@ -102,7 +102,7 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
             await self._server.stop(None)
         self._jobs.clear()
 
-    async def Submit(  # noqa: N802
+    async def Submit(
         self, request: batcher_pb2.SubmitRequest, context: Context
     ) -> AsyncGenerator[batcher_pb2.JobEvent]:
         """Inverts the picture."""
@@ -121,9 +121,7 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
             else:
                 self._cancelled(request, self.script.release_s)
 
-    async def Cancel(  # noqa: N802
-        self, request: batcher_pb2.CancelRequest, context: Context
-    ) -> batcher_pb2.CancelResponse:
+    async def Cancel(self, request: batcher_pb2.CancelRequest, context: Context) -> batcher_pb2.CancelResponse:
         """Ends a job; returns when its regions are free."""
         job = self._jobs.get(request.job_id)
         if job:
@@ -131,9 +129,7 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
             await job.is_free.wait()
         return batcher_pb2.CancelResponse(was_alive=job is not None)
 
-    async def Status(  # noqa: N802
-        self, request: batcher_pb2.StatusRequest, context: Context
-    ) -> batcher_pb2.StatusResponse:
+    async def Status(self, request: batcher_pb2.StatusRequest, context: Context) -> batcher_pb2.StatusResponse:
         """One worker, and the tiers."""
         status = batcher_pb2.StatusResponse(
             tiers=[batcher_pb2.StatusResponse.Tier(name=name) for name in self.tiers],
@@ -143,6 +139,11 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         if self.model:
             status.model.CopyFrom(_model_info(self.model))
         return status
+
+    async def Drain(self, request: batcher_pb2.DrainRequest, context: Context) -> batcher_pb2.DrainResponse:
+        """Says that it drains; waits for nothing."""
+        self.is_draining = True
+        return batcher_pb2.DrainResponse(unfinished=self.num_live)
 
     async def _events(
         self, request: batcher_pb2.SubmitRequest, job: _Job, script: Script
