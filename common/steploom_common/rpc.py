@@ -207,8 +207,11 @@ class Shutdown:
         """Awaits `work` for the grace; False where it was cut short by time or a second signal."""
         task = asyncio.ensure_future(work)
         forced = asyncio.ensure_future(self.forced.wait())
-        await asyncio.wait({task, forced}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        forced.cancel()
-        finished = task.done()
-        task.cancel()
-        return finished
+        try:
+            await asyncio.wait({task, forced}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                await task  # raises what the work raised
+            return task.done()
+        finally:
+            task.cancel()
+            forced.cancel()
