@@ -20,6 +20,16 @@ def test_the_configuration_page_is_current() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == configuration_page(), "run `make docs`"
 
 
+def test_every_module_has_a_line_in_the_architecture() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    packages = [path.parent for path in ROOT.glob("*/steploom*/__init__.py")]
+    modules = [(package, file) for package in packages for file in package.rglob("*.py") if file.name[:2] != "__"]
+    missing = [
+        str(file.relative_to(ROOT)) for package, file in modules if f"| `{file.relative_to(package)}` |" not in text
+    ]
+    assert missing == []
+
+
 def test_the_readme_lists_every_exit_code() -> None:
     readme = (ROOT / "README.md").read_text()
     for code, meaning in MEANINGS.items():

@@ -79,14 +79,15 @@ FORBIDDEN = {
     "a stub": "raise NotImplemented" + "Error",
     "a registry's host": r"pythonhost" + r"ed|pypi\." + r"org|registry\.npm" + "js",
 }
-GENERATED = ROOT / "protos" / "python"
+# Generated stubs and weights are not ours to word; a fake of a test may refuse to be called.
+SKIPPED = {what: ("protos/python", "models", *(("tests",) if what == "a stub" else ())) for what in FORBIDDEN}
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
 def test_no_file_holds(what: str) -> None:
     found = []
     for path in tracked():
-        if path.is_relative_to(GENERATED) or path.is_relative_to(ROOT / "models") or path.stat().st_size > 2**20:
+        if any(path.is_relative_to(ROOT / skipped) for skipped in SKIPPED[what]) or path.stat().st_size > 2**20:
             continue
         try:
             lines = path.read_text().splitlines()
