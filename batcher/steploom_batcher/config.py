@@ -77,3 +77,6 @@ class BatcherConfig(SchedulerConfig):
     drain_s: float = setting(30.0, "seconds for running jobs to end once asked to stop", at_least=0, at_most=3600)
     min_backoff_s: float = setting(0.1, "seconds before the first new try to reach a worker", above=0, at_most=60)
     max_backoff_s: float = setting(2.0, "seconds between later tries", above=0, at_most=600)
+    tick_timeout_s: float = setting(
+        120.0, "seconds without an answer to a tick after which a worker counts as lost", above=0, at_most=3600
+    )

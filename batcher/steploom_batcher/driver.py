@@ -9,65 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable
 
-from steploom_batcher.causes import failure_error
 from steploom_batcher.feed import JobFeed
-from steploom_batcher.messages import Admit, Command, Done, Free, Model, Payload, Picture, Ready, TickReport
+from steploom_batcher.messages import Model, Payload, Ready, TickReport
+from steploom_batcher.roster import Link, LiveWorker, Roster
 from steploom_batcher.scheduler import Scheduler
-from steploom_batcher.types import (
-    Admitted,
-    Effect,
-    Failed,
-    Finished,
-    JobSpec,
-    Key,
-    Refused,
-    Release,
-    Requeued,
-    SchedulerStats,
-    Stage,
-    Started,
-    Status,
-    Stepped,
-    Tick,
-    WorkerProfile,
-)
-from steploom_common.errors import JobCancelled, JobFailed, SteploomError
+from steploom_batcher.types import Admitted, JobSpec, Key, Refused, SchedulerStats, Stage, Status, Tick, WorkerProfile
+from steploom_common.errors import JobCancelled
 
 log = logging.getLogger(__name__)
-
-
-class Link(Protocol):
-    """The way to one worker."""
-
-    def send(self, commands: list[Command]) -> None:
-        """Takes commands to be sent in order; never blocks. What stands in line is bounded by the worker's slots."""
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A job from admission until no worker holds it."""
-
-    spec: JobSpec
-    payload: Payload
-    feed: JobFeed
-    worker: _Worker | None = None  # where it holds a slot
-    slot: int = -1
-    picture: Picture | None = None  # latest from the worker: a preview, or the result
-    end: Done | SteploomError | None = None  # decided; its reader hears of it once the slot is free
-
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    """A worker that is up."""
-
-    name: str
-    link: Link
-    slots: dict[int, _Job] = field(default_factory=dict)  # those that were admitted
-    outbox: list[Command] = field(default_factory=list)  # of this turn
 
 
 def key_of(model: Model) -> Key:
@@ -96,44 +47,37 @@ class Driver:
         self._loop = loop
         self._on_tick = on_tick
         self._on_change = on_change
-        self._jobs: dict[str, _Job] = {}
-        self._workers: dict[str, _Worker] = {}
-        self._models: dict[str, Model] = {}  # of every worker that was ever up, by model name
-        self._is_draining = False
+        self._roster = Roster()
+        self._models: dict[str, Model] = {}
         self._pump_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._idle_waiters: list[asyncio.Future[None]] = []
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            Started: self._on_started,
-            Stepped: self._on_stepped,
-            Finished: self._on_finished,
-            Failed: self._on_failed,
-            Requeued: self._on_requeued,
-            Release: self._on_release,
-        }
 
     def __repr__(self) -> str:
-        return f"Driver(jobs={len(self._jobs)}, workers={list(self._workers)}, draining={self._is_draining})"
+        return f"Driver({self._roster!r}, {self._scheduler!r})"
 
     @property
     def num_jobs(self) -> int:
-        """Jobs that live, or whose slot is not free yet."""
-        return len(self._jobs)
+        """Jobs that live, or that a worker still holds."""
+        return len(self._roster.jobs)
 
     @property
     def is_draining(self) -> bool:
         """No job is admitted any more."""
-        return self._is_draining
+        return self._scheduler.is_draining
 
     @property
     def can_serve(self) -> bool:
         """A worker is up, and jobs are admitted."""
-        return bool(self._workers) and not self._is_draining
+        return bool(self._roster.workers) and not self.is_draining
 
     @property
     def models(self) -> dict[str, Model]:
-        """Models served now or earlier, by name."""
+        """Of every worker that is or was up, by model name."""
         return self._models
+
+    def has_job(self, job_id: str) -> bool:
+        """A job of that id lives."""
+        return job_id in self._roster.jobs
 
     def statistics(self) -> SchedulerStats:
         """The scheduler's counters."""
@@ -147,52 +91,47 @@ class Driver:
         Raises:
             ValueError: a job of that id lives.
         """
-        if spec.job_id in self._jobs:
+        if self.has_job(spec.job_id):
             raise ValueError(f"job {spec.job_id!r} lives")
         answer = self._scheduler.submit(spec, self._loop.time())
         if isinstance(answer, Refused):
             return answer
         feed = JobFeed(spec.steps, has_progress)
-        self._jobs[spec.job_id] = _Job(spec, payload, feed)
+        self._roster.add(spec, payload, feed)
         self._changed()
         return answer, feed
 
     def cancel(self, job_id: str, reason: str = "the caller cancelled") -> JobFeed | None:
         """Ends a job; its feed ends when no worker holds it any more. None where no such job lives."""
-        job = self._jobs.get(job_id)
+        job = self._roster.jobs.get(job_id)
         if job is None:
             return None
         if job.end is None:
-            self._end(job, JobCancelled(reason))
-            self._apply(self._scheduler.cancel(job_id, self._loop.time()))
+            self._roster.end(job, JobCancelled(reason))
+            self._roster.apply(self._scheduler.cancel(job_id, self._loop.time()))
             self._changed()
         return job.feed
 
-    def has_job(self, job_id: str) -> bool:
-        """A job of that id lives."""
-        return job_id in self._jobs
+    def cancel_all(self) -> None:
+        """Ends every job, because the service does."""
+        for job_id in list(self._roster.jobs):
+            self.cancel(job_id, "the service is ending")
 
     def drain(self) -> None:
         """Admits nothing more; jobs that live go on."""
-        if not self._is_draining:
-            self._is_draining = True
+        if not self.is_draining:
             self._scheduler.drain()
-            self._changed()
             self._tell_change()
 
     async def idle(self) -> None:
         """Returns when no job is left."""
-        while self._jobs:
-            waiter = self._loop.create_future()
-            self._idle_waiters.append(waiter)
-            await waiter
+        await self._roster.idle()
 
     def close(self) -> None:
-        """Ends every job that is left, and the timer."""
-        for job_id in list(self._jobs):
-            self.cancel(job_id, "the service is ending")
-        for name in list(self._workers):
-            self._lose(self._workers.pop(name))
+        """Lets go of jobs, workers and the timer."""
+        self.cancel_all()
+        for worker in list(self._roster.workers.values()):
+            self._lose(worker)
         for handle in (self._pump_handle, self._timer):
             if handle is not None:
                 handle.cancel()
@@ -209,38 +148,39 @@ class Driver:
         profile = WorkerProfile(name, key_of(ready.model), ready.num_slots, ready.costs)
         self._scheduler.worker_up(profile, self._loop.time())
         self._models[ready.model.name] = ready.model
-        self._workers[name] = _Worker(name, link)
+        self._roster.workers[name] = LiveWorker(name, link)
         log.info("worker %s is up: %s on %s, %d slots", name, ready.worker_id, ready.device, ready.num_slots)
         self._changed()
         self._tell_change()
 
     def worker_down(self, name: str, error: str) -> None:
         """A worker is lost with all it held; its jobs start again elsewhere."""
-        worker = self._workers.pop(name, None)
-        if worker is None:
-            return
-        log.warning("worker %s is down with %d jobs: %s", name, len(worker.slots), error)
-        self._lose(worker)
+        worker = self._roster.workers.get(name)
+        if worker is not None:
+            log.warning("worker %s is down with %d jobs: %s", name, len(worker.slots), error)
+            self._lose(worker)
 
     def report(self, name: str, report: TickReport) -> None:
         """A tick is done."""
-        worker = self._workers.get(name)
+        worker = self._roster.workers.get(name)
         if worker is None:
             return  # its last words
         if report.outcome.status is Status.FAILED:
             log.warning("worker %s: tick %d failed: %s", name, report.tick_id, report.outcome.error)
-        for slot, picture in report.pictures:
-            if slot in worker.slots:
-                worker.slots[slot].picture = picture
-        self._apply(self._scheduler.finish(report.tick_id, report.outcome, self._loop.time()))
+        if report.pictures:
+            self._roster.take_pictures(worker, report.pictures)
+        self._roster.apply(self._scheduler.finish(report.tick_id, report.outcome, self._loop.time()))
         self._changed()
 
-    def _lose(self, worker: _Worker) -> None:
-        for job in list(worker.slots.values()):
-            self._vacate(job)
-        self._apply(self._scheduler.worker_down(worker.name, self._loop.time()))
+    def _lose(self, worker: LiveWorker) -> None:
+        self._roster.lose(worker)
+        self._roster.apply(self._scheduler.worker_down(worker.name, self._loop.time()))
         self._changed()
         self._tell_change()
+
+    def _tell_change(self) -> None:
+        if self._on_change is not None:
+            self._on_change()
 
     # One turn: plan, send, arm
 
@@ -251,30 +191,21 @@ class Driver:
     def _pump(self) -> None:
         self._pump_handle = None
         now = self._loop.time()
-        self._apply(self._scheduler.expire(now))
+        self._roster.apply(self._scheduler.expire(now))
         for tick in self._scheduler.next_ticks(now):
-            self._plan(tick, now)
-        for worker in self._workers.values():
-            if worker.outbox:
-                worker.link.send(worker.outbox)
-                worker.outbox = []
+            self._put_in_line(tick, now)
+        for worker in self._roster.workers.values():
+            worker.flush()
         self._arm()
 
-    def _plan(self, tick: Tick, now: float) -> None:
-        worker = self._workers[tick.worker_id]
+    def _put_in_line(self, tick: Tick, now: float) -> None:
+        worker = self._roster.workers[tick.worker_id]
         if tick.stage is Stage.ENCODE:
             for entry in tick.entries:
-                self._admit(worker, entry.slot, self._jobs[entry.job_id])
+                self._roster.give_slot(worker, entry.slot, entry.job_id)
         worker.outbox.append(tick)
         if self._on_tick is not None:
             self._on_tick(now, tick)
-
-    def _admit(self, worker: _Worker, slot: int, job: _Job) -> None:
-        """Before the job's first encode tick in this slot; an encode tick may be tried again."""
-        if job.worker is None:
-            job.worker, job.slot = worker, slot
-            worker.slots[slot] = job
-            worker.outbox.append(Admit(job.spec.job_id, slot, job.payload))
 
     def _arm(self) -> None:
         """Sets the timer to `wake_at`. One that is set too early stays: it sets the next when it fires."""
@@ -292,66 +223,3 @@ class Driver:
             self._changed()
         else:
             self._arm()
-
-    # What has happened to jobs
-
-    def _apply(self, effects: Iterable[Effect]) -> None:
-        for effect in effects:
-            self._handlers[type(effect)](effect)
-
-    def _on_started(self, effect: Started) -> None:
-        self._jobs[effect.job_id].feed.begin()
-
-    def _on_stepped(self, effect: Stepped) -> None:
-        job = self._jobs[effect.job_id]
-        preview, job.picture = job.picture, None
-        job.feed.step(effect.step, preview)
-
-    def _on_finished(self, effect: Finished) -> None:
-        job = self._jobs[effect.job_id]
-        if job.picture is None:
-            log.error("worker gave no picture for job %s", effect.job_id)
-            self._end(job, JobFailed(effect.job_id))
-        else:
-            self._end(job, Done(job.picture, effect.usage))
-
-    def _on_failed(self, effect: Failed) -> None:
-        job = self._jobs[effect.job_id]
-        self._end(job, failure_error(effect, job.spec))
-
-    def _on_requeued(self, effect: Requeued) -> None:
-        self._jobs[effect.job_id].feed.restart()
-
-    def _on_release(self, effect: Release) -> None:
-        """A slot that was given but never admitted to is unknown to the worker."""
-        worker = self._workers.get(effect.worker_id)
-        job = worker.slots.get(effect.slot) if worker is not None else None
-        if worker is not None and job is not None:
-            worker.outbox.append(Free(effect.slot))
-            self._vacate(job)
-
-    def _end(self, job: _Job, end: Done | SteploomError) -> None:
-        job.end = end
-        self._settle(job)
-
-    def _vacate(self, job: _Job) -> None:
-        assert job.worker is not None
-        del job.worker.slots[job.slot]
-        job.worker, job.picture = None, None
-        self._settle(job)
-
-    def _settle(self, job: _Job) -> None:
-        """A job is over when its end is decided and no worker can touch its pixels."""
-        if job.end is None or job.worker is not None:
-            return
-        job.feed.end(job.end)
-        del self._jobs[job.spec.job_id]
-        if not self._jobs:
-            waiters, self._idle_waiters = self._idle_waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-    def _tell_change(self) -> None:
-        if self._on_change is not None:
-            self._on_change()

@@ -92,6 +92,11 @@ class FakeWorker:
         if self._running is not None:
             self._running.cancel()
 
+    def hang(self) -> None:
+        """Never ends the tick that is running."""
+        if self._running is not None:
+            self._running.cancel()
+
     def _next(self) -> None:
         self._running = None
         while self._line and self._running is None:

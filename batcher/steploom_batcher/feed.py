@@ -48,10 +48,6 @@ class JobFeed:
             self._preview = preview
         self._wake_for_progress()
 
-    def restart(self) -> None:
-        """The job begins anew: its steps count from 0 again."""
-        self._step = self._step_read = 0
-
     def end(self, result: Done | SteploomError) -> None:
         """The last event. Later ones are ignored."""
         if self._end is None:

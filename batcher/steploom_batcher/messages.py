@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steploom_batcher.types import Outcome, Stage, StageCosts, Tick, Usage
+from steploom_batcher.types import Outcome, StageCosts, Tick, Usage
 from steploom_common.arena import RegionRef
 
 
@@ -112,22 +112,3 @@ class Done:
 
 
 Event = Begun | Progress | Done
-
-
-__all__ = [
-    "Admit",
-    "Begun",
-    "Command",
-    "Done",
-    "Event",
-    "Free",
-    "Model",
-    "Outcome",
-    "Payload",
-    "Picture",
-    "Progress",
-    "Ready",
-    "Stage",
-    "Tick",
-    "TickReport",
-]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,7 +23,7 @@ from steploom_protos.batcher.v1 import batcher_pb2_grpc
 log = logging.getLogger(__name__)
 
 SERVICE_NAME = "steploom.batcher.v1.Batcher"
-_LAST_WORDS_S = 1.0  # for answers that are on their way when everything has ended
+_LAST_WORDS_S = 1.0  # for ticks in flight, and for answers that are on their way, when everything has ended
 
 
 class BatcherServer:
@@ -41,15 +42,15 @@ class BatcherServer:
         self._health = health_aio.HealthServicer()
         self._health_tasks: set[asyncio.Task[None]] = set()
         self.driver = Driver(Scheduler(config), asyncio.get_running_loop(), on_change=self._publish_health)
-        rng = random.Random()
-        self.links = [
-            WorkerLink(address, self.driver, Backoff(config.min_backoff_s, config.max_backoff_s, rng), dial)
-            for address in dict.fromkeys(workers)
-        ]
+        self.links = [self._link(address, dial) for address in dict.fromkeys(workers)]
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=INTERNAL_OPTIONS)
         service = BatcherService(config, self.driver, self.links)
         batcher_pb2_grpc.add_BatcherServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    def _link(self, address: str, dial: Dial) -> WorkerLink:
+        backoff = Backoff(self._config.min_backoff_s, self._config.max_backoff_s, random.Random())
+        return WorkerLink(address, self.driver, backoff, dial, self._config.tick_timeout_s)
 
     async def start(self) -> None:
         """Listens, and begins to dial the workers.
@@ -77,7 +78,10 @@ class BatcherServer:
             await self.stop()
 
     async def stop(self) -> None:
-        """Cancels what is left and closes everything."""
+        """Cancels what is left, gives the workers a moment to let go of it, and closes everything."""
+        self.driver.cancel_all()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.driver.idle(), _LAST_WORDS_S)
         self.driver.close()
         await asyncio.gather(*(link.close() for link in self.links))
         await self._health.enter_graceful_shutdown()

@@ -14,7 +14,7 @@ from steploom_batcher.causes import refusal_error
 from steploom_batcher.config import BatcherConfig
 from steploom_batcher.driver import Driver, key_of
 from steploom_batcher.messages import Begun, Done, Event, Model, Payload, Picture, Progress
-from steploom_batcher.types import JobSpec, Refused
+from steploom_batcher.types import JobSpec, Refused, WorkerStats
 from steploom_batcher.worker_link import WorkerLink
 from steploom_batcher.worker_wire import model_to_wire, picture_from_wire, picture_to_wire, region_from_wire
 from steploom_common.arena import RegionRef
@@ -105,7 +105,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
                 pb.StatusResponse.Tier(name=name, queued=tier.queued, running=tier.running, max_queued=tier.max_queued)
                 for name, tier in stats.tiers.items()
             ],
-            workers=[self._worker_status(link) for link in self._links],
+            workers=[_worker_status(link, stats.workers.get(link.address)) for link in self._links],
             ticks=sum(stats.ticks.values()),
             rows=stats.denoise_rows,
             mean_rows_per_tick=stats.mean_rows_per_tick,
@@ -119,18 +119,6 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
             padding_rows=stats.padding_rows,
             expired=stats.expired,
             batcher_cpu_s=time.process_time(),
-        )
-
-    def _worker_status(self, link: WorkerLink) -> pb.StatusResponse.WorkerStatus:
-        worker = self._driver.statistics().workers.get(link.address)
-        return pb.StatusResponse.WorkerStatus(
-            address=link.address,
-            is_up=link.is_up,
-            slots=worker.num_slots if worker else 0,
-            slots_used=worker.slots_used if worker else 0,
-            ticks_in_flight=worker.ticks_in_flight if worker else 0,
-            engine=link.ready.engine if link.ready else "",
-            last_error=link.last_error,
         )
 
     def _model(self, request: pb.SubmitRequest) -> Model:
@@ -184,6 +172,8 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
             violations.append(
                 Violation("steps", f"is {payload.steps}, must be at most {model.max_steps} for {model.name}")
             )
+        if payload.sampler not in image_pb2.Sampler.values():
+            violations.append(Violation("sampler", f"{payload.sampler} does not exist"))
         problem = _picture_problem(payload.picture, model)
         if problem:
             violations.append(Violation("pixels", problem))
@@ -194,6 +184,18 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         """On the loop's clock: the only place where the two clocks meet."""
         left_s = deadline_unix_s - self._unix_time() if deadline_unix_s else default_s
         return asyncio.get_running_loop().time() + left_s
+
+
+def _worker_status(link: WorkerLink, worker: WorkerStats | None) -> pb.StatusResponse.WorkerStatus:
+    return pb.StatusResponse.WorkerStatus(
+        address=link.address,
+        is_up=link.is_up,
+        slots=worker.num_slots if worker else 0,
+        slots_used=worker.slots_used if worker else 0,
+        ticks_in_flight=worker.ticks_in_flight if worker else 0,
+        engine=link.ready.engine if link.ready else "",
+        last_error=link.last_error,
+    )
 
 
 def _picture_problem(picture: Picture, model: Model) -> str | None:

@@ -13,8 +13,9 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-from steploom_batcher.driver import Link
 from steploom_batcher.messages import Command, Ready, TickReport
+from steploom_batcher.roster import Link
+from steploom_batcher.types import Tick
 from steploom_batcher.worker_wire import ProtocolError, command_to_wire, ready_from_wire, report_from_wire
 from steploom_common.rpc import INTERNAL_OPTIONS
 from steploom_protos.worker.v1 import worker_pb2 as pb
@@ -79,15 +80,21 @@ class WorkerLink:
         listener: hears of everything.
         backoff: pauses between tries.
         dial: opens a session.
+        tick_timeout_s: a worker that owes a tick's end for longer counts as lost.
     """
 
-    def __init__(self, address: str, listener: Listener, backoff: Backoff, dial: Dial) -> None:
+    def __init__(
+        self, address: str, listener: Listener, backoff: Backoff, dial: Dial, tick_timeout_s: float = 120.0
+    ) -> None:
         self.address = address
         self.last_error = "not reached yet"  # empty while up
         self.ready: Ready | None = None  # while up
         self._listener = listener
         self._backoff = backoff
         self._dial = dial
+        self._tick_timeout_s = tick_timeout_s
+        self._num_owed = 0  # ticks that were sent and have no answer
+        self._owed_since = 0.0  # when the oldest of them may have begun
         self._outbox: deque[Command] = deque()
         self._outbox_filled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -112,6 +119,9 @@ class WorkerLink:
 
     def send(self, commands: list[Command]) -> None:
         """Puts commands in line for the one writer."""
+        if not self._num_owed:
+            self._owed_since = asyncio.get_running_loop().time()
+        self._num_owed += sum(isinstance(command, Tick) for command in commands)
         self._outbox += commands
         self._outbox_filled.set()
 
@@ -129,6 +139,7 @@ class WorkerLink:
         try:
             async with self._dial(self.address) as session:
                 self._outbox.clear()
+                self._num_owed = 0
                 self._listener.worker_up(self.address, session.ready, self)
                 self.ready, self.last_error = session.ready, ""
                 self._backoff.reset()
@@ -145,8 +156,10 @@ class WorkerLink:
         return error
 
     async def _talk(self, session: Session) -> None:
-        """Reads and writes until one of them raises."""
-        tasks = [asyncio.create_task(part(session), name=self.address) for part in (self._read, self._write)]
+        """Reads, writes and watches until one of them raises."""
+        tasks = [
+            asyncio.create_task(part(session), name=self.address) for part in (self._read, self._write, self._watch)
+        ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
@@ -158,8 +171,20 @@ class WorkerLink:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, session: Session) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
-            self._listener.report(self.address, await session.read())
+            report = await session.read()
+            self._num_owed -= 1
+            self._owed_since = clock()
+            self._listener.report(self.address, report)
+
+    async def _watch(self, _: Session) -> None:
+        """Keepalive sees a dead process; this sees one whose driving thread hangs."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self._tick_timeout_s / 4)
+            if self._num_owed and clock() - self._owed_since > self._tick_timeout_s:
+                raise ConnectionError(f"no answer to a tick for {self._tick_timeout_s:g} s")
 
     async def _write(self, session: Session) -> None:
         while True:

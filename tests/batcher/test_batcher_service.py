@@ -135,6 +135,7 @@ async def test_defaults_are_those_of_tier_and_model(system: System) -> None:
         ({"model": "other"}, grpc.StatusCode.NOT_FOUND, "there is: fake"),
         ({"adapter": "none"}, grpc.StatusCode.NOT_FOUND, "there is: student"),
         ({"steps": 101}, grpc.StatusCode.INVALID_ARGUMENT, "steps: is 101, must be at most 100"),
+        ({"sampler": 77}, grpc.StatusCode.INVALID_ARGUMENT, "sampler: 77 does not exist"),
         ({"job_id": ""}, grpc.StatusCode.INVALID_ARGUMENT, "job_id"),
         ({"pixels": worker_pb2.Pixels(height=4, width=5)}, grpc.StatusCode.INVALID_ARGUMENT, "is 4x5, must be 4x4"),
         ({"pixels": worker_pb2.Pixels(height=4, width=4)}, grpc.StatusCode.INVALID_ARGUMENT, "has 0 bytes"),

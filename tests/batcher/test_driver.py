@@ -138,7 +138,7 @@ def test_payloads_are_dropped_with_their_jobs() -> None:
     async def scenario() -> None:
         async with rig() as here:
             feed = here.submit("a")
-            kept = weakref.ref(here.driver._jobs["a"].payload)
+            kept = weakref.ref(here.driver._roster.jobs["a"].payload)
             await feed.ended()
             await here.assert_nothing_left()
             here.worker.history.clear()

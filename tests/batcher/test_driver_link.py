@@ -102,6 +102,20 @@ def test_a_listener_that_raises_costs_the_session_and_not_the_link() -> None:
     virtual_time.run(scenario())
 
 
+def test_a_worker_that_hangs_is_lost_after_a_while() -> None:
+    async def scenario() -> None:
+        async with rig(config(tick_timeout_s=60.0)) as here:
+            await asyncio.sleep(100)  # owing nothing is no reason
+            feed = here.submit("a", 10, deadline_s=600)
+            await asyncio.sleep(0.02)
+            here.worker.hang()
+            await result_of(feed)
+            assert 160 < here.loop.time() < 176
+            assert len(here.hosts[0].dialled_at) == 2
+
+    virtual_time.run(scenario())
+
+
 def test_a_worker_that_cannot_be_used_is_not_up() -> None:
     async def scenario() -> None:
         async with rig() as here:
