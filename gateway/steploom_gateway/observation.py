@@ -20,14 +20,21 @@ _UNKNOWN = "-"
 
 
 class Observation:
-    """Watches a call within a `with` block."""
+    """Watches a call within a `with` block.
 
-    def __init__(self, metrics: Metrics, method: str) -> None:
+    Args:
+        metrics: where it is counted.
+        method: Edit or EditStream.
+        deadline_unix_s: of the call; 0: none.
+    """
+
+    def __init__(self, metrics: Metrics, method: str, deadline_unix_s: float) -> None:
         self.request_id = _UNKNOWN  # once it is known to be well-formed
         self.tier = _UNKNOWN  # once it is known to exist
         self.timings: image_pb2.Timings | None = None  # once the picture is drawn
         self._metrics = metrics
         self._method = method
+        self._deadline_unix_s = deadline_unix_s
         self._start = time.perf_counter()
 
     @property
@@ -42,7 +49,7 @@ class Observation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        status = _status(error)
+        status = self._status(error).name
         self._metrics.in_flight.dec()
         self._metrics.requests.labels(self._method, self.tier, status).inc()
         if self.timings is not None:
@@ -52,13 +59,13 @@ class Observation:
             self._method, self.request_id, self.tier, status, 1000 * self.elapsed_s,
         )  # fmt: skip
 
-
-def _status(error: BaseException | None) -> str:
-    match error:
-        case None:
-            return "OK"
-        case SteploomError():
-            return error.status.name
-        case asyncio.CancelledError() | GeneratorExit():
-            return grpc.StatusCode.CANCELLED.name
-    return grpc.StatusCode.INTERNAL.name
+    def _status(self, error: BaseException | None) -> grpc.StatusCode:
+        match error:
+            case None:
+                return grpc.StatusCode.OK
+            case SteploomError():
+                return error.status
+            case asyncio.CancelledError() | GeneratorExit():  # gRPC ends a call at its deadline in this way too
+                is_late = 0 < self._deadline_unix_s <= time.time()
+                return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
+        return grpc.StatusCode.INTERNAL

@@ -80,7 +80,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         self, request: image_pb2.EditRequest, context: Context, is_watched: bool
     ) -> AsyncGenerator[image_pb2.EditEvent]:
         deadline_unix_s = _deadline(context)
-        with Observation(self._metrics, "EditStream" if is_watched else "Edit") as seen:
+        with Observation(self._metrics, "EditStream" if is_watched else "Edit", deadline_unix_s) as seen:
             catalogue = self._enter()
             try:
                 edit = self._taken(request, catalogue, seen)

@@ -99,3 +99,11 @@ async def test_one_line_for_each_request_without_its_content(house: House, caplo
 async def test_stages_of_unfinished_edits_are_not_counted(metered: House) -> None:
     await status_of(metered.stub.Edit(request(image=image_pb2.Image())))
     assert value(await scrape(metered), "steploom_gateway_stage_seconds_count") == 0
+
+
+async def test_a_missed_deadline_is_told_from_a_cancel(metered: House) -> None:
+    metered.batcher.play(hold_at="started")
+    await status_of(metered.stub.Edit(request(tier="free"), timeout=0.1))
+    assert await metered.is_clean()
+    counted = value(await scrape(metered), "steploom_gateway_requests_total", tier="free", status="DEADLINE_EXCEEDED")
+    assert counted == 1

@@ -133,6 +133,14 @@ async def test_a_message_over_the_limit_is_refused_by_its_length(tmp_path: Path)
         await house.stub.Edit(request(image=image_pb2.Image(encoded=encoded(picture(), "JPEG"))))
 
 
+async def test_a_message_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_image_bytes=2**20) as house:
+        bomb = request(image=image_pb2.Image(encoded=bytes(20 * 2**20)))
+        error = await status_of(house.stub.Edit(bomb, compression=grpc.Compression.Gzip))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await house.stub.Edit(request(), compression=grpc.Compression.Gzip)
+
+
 REFUSALS: list[SteploomError] = [
     Exhausted("the queue of tier 'free' is full", "tier:free", 1.5),
     DeadlineMissed("would end in 9 s", 9.0),
