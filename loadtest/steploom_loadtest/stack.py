@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +114,14 @@ class Stack:
         with grpc.insecure_channel(self.batcher, options=INTERNAL_OPTIONS) as channel:
             return BatcherStub(channel).Status(batcher_pb.StatusRequest(), timeout=_ANSWER_S, wait_for_ready=True)
 
+    def metric(self, name: str) -> float:
+        """A gauge or counter of the gateway, summed over its labels; 0 where it has none yet."""
+        settings = tomllib.loads((self._runtime / "steploom.toml").read_text())
+        url = f"http://{settings['gateway']['metrics_listen']}/metrics"
+        with urllib.request.urlopen(url, timeout=_ANSWER_S) as page:
+            lines = page.read().decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}[ {{]", line))
+
     def wait_serving(self, seconds: float) -> None:
         """Returns when the gateway takes requests.
 
@@ -132,6 +143,14 @@ class Stack:
             StackError: it is not within `seconds`.
         """
         self._wait(lambda: holds(self.status()), seconds, "is not in the wanted state")
+
+    def wait_metric(self, name: str, value: float, seconds: float) -> None:
+        """Returns when a metric of the gateway has this value.
+
+        Raises:
+            StackError: it has not within `seconds`.
+        """
+        self._wait(lambda: self.metric(name) == value, seconds, f"has {name} other than {value:g}")
 
     def terminate(self) -> None:
         """SIGTERM: drain and end."""
@@ -172,6 +191,11 @@ class Stack:
 
     def _last_words(self) -> str:
         return "\n".join(self.log.splitlines()[-30:])
+
+
+def arenas_of(pid: int) -> list[Path]:
+    """Shared memory that a gateway's process has made and that is still there."""
+    return list(Path("/dev/shm").glob(f"steploom-arena-{pid}-*"))
 
 
 _FREE_PORTS = {"listen": "127.0.0.1:0", "metrics_listen": "127.0.0.1:0"}

@@ -1,0 +1,98 @@
+"""A picture through gateway, batcher and worker, alone and in company."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from steploom.aio import Client
+from steploom.errors import InternalError, SteploomError
+from steploom.types import Done, EditResult, Queued, Started, Step
+from steploom_loadtest.pictures import portrait, portrait_image
+from steploom_loadtest.stack import Stack, Tables
+
+StartStack = Callable[[Tables], Stack]
+
+# a step of 3 rows takes 10 ms, one of 24 takes 17 ms
+FAKE = {"engine": "fake", "fake": {"denoise_s": 0.009, "denoise_row_s": 0.00034, "encode_s": 0.002, "decode_s": 0.002}}
+
+
+@pytest.fixture(scope="module")
+def stack(start_stack: StartStack) -> Stack:
+    return start_stack({"worker": FAKE})
+
+
+async def edit(client: Client, seed: int, instruction: str = "put on sunglasses", steps: int = 3) -> EditResult:
+    return await client.edit(portrait(), instruction, seed=seed, steps=steps, tier="free", timeout=30.0)
+
+
+async def test_one_edit(stack: Stack) -> None:
+    async with Client(stack.gateway) as client:
+        first, again, other = [await edit(client, seed) for seed in (1, 1, 2)]
+    assert (first.height, first.width) == (128, 128)
+    assert first.seed == 1
+    assert first.timings.ticks == 5
+    assert first.timings.denoise_s >= 0.03
+    assert first.timings.total_s < 5.0
+    assert first.data == again.data
+    assert first.data != other.data
+    # the fake engine draws its input, each colour shifted by one number: every pixel has come through unharmed
+    shift = np.asarray(first.image) - np.asarray(portrait_image())
+    assert len(np.unique(shift.reshape(-1, 3), axis=0)) == 1
+
+
+async def test_a_stream_tells_each_step(stack: Stack) -> None:
+    async with Client(stack.gateway) as client:
+        stream = client.edit_stream(portrait(), "smile", steps=6, preview_every=3, timeout=30.0)
+        events = [event async for event in stream]
+    assert [type(event) for event in (events[0], events[1], events[-1])] == [Queued, Started, Done]
+    steps = [event for event in events if isinstance(event, Step)]
+    assert steps[-1].step == steps[-1].steps == 6
+    assert [step.step for step in steps] == sorted({step.step for step in steps})
+    # the last step's preview would be the picture itself
+    assert {step.step for step in steps if step.preview is not None} == {3}
+
+
+async def test_clients_share_ticks(stack: Stack) -> None:
+    async with Client(stack.gateway) as client:
+        before = stack.status()
+        results = await asyncio.gather(*(edit(client, seed) for seed in range(24)))
+        after = stack.status()
+    mean_rows = sum(result.timings.mean_rows_per_tick for result in results) / len(results)
+    assert mean_rows > 6  # a job alone has 3
+    assert after.finished - before.finished == 24
+    assert after.rows - before.rows == 24 * 3 * 3
+    assert after.ticks - before.ticks < 24 * 5
+
+
+async def test_company_does_not_change_a_picture(stack: Stack) -> None:
+    async with Client(stack.gateway) as client:
+        alone = await edit(client, 7, steps=5)
+        mates = [edit(client, 100 + steps, steps=steps) for steps in range(1, 9)]
+        crowded, *_ = await asyncio.gather(edit(client, 7, steps=5), *mates)
+    assert crowded.data == alone.data
+
+
+async def test_a_poisoned_request_fails_alone(stack: Stack) -> None:
+    instructions = ["poison" if place == 4 else "smile" for place in range(10)]
+    async with Client(stack.gateway) as client:
+        edits = (edit(client, place, instruction) for place, instruction in enumerate(instructions))
+        results = await asyncio.gather(*edits, return_exceptions=True)
+    failures = {place: result for place, result in enumerate(results) if isinstance(result, SteploomError)}
+    assert list(failures) == [4]
+    assert isinstance(failures[4], InternalError)
+    assert "error id" in str(failures[4])
+    error_id = str(failures[4]).rpartition(" ")[2]
+    assert error_id in stack.log
+    assert all(isinstance(result, EditResult) for place, result in enumerate(results) if place != 4)
+
+
+async def test_nothing_is_held_in_the_end(stack: Stack) -> None:
+    stack.wait_until(lambda status: all(worker.slots_used == 0 for worker in status.workers), 10.0)
+    status = stack.status()
+    assert all(tier.queued == tier.running == 0 for tier in status.tiers)
+    assert stack.metric("steploom_gateway_in_flight") == 0
+    assert stack.metric("steploom_gateway_arena_blocks_used") == 0
