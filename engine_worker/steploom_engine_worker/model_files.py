@@ -136,9 +136,7 @@ def _find_weights(folder: Path, stem: str) -> tuple[tuple[Path, ...], str | None
             return _shards(index), variant
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:
-        raise ModelError(
-            folder, f"has its weights only as {pickles[0]}: convert it, pickles are not read"
-        )
+        raise ModelError(folder, f"has its weights only as {pickles[0]}: convert it, pickles are not read")
     raise ModelError(folder / f"{stem}.safetensors", "is missing")
 
 

@@ -63,12 +63,13 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     async def _read(self, requests: AsyncIterator[worker_pb2.Command], session: Session) -> None:
         async for message in requests:
             try:
-                command = parse_command(message)
+                commands = [parse_command(part) for part in (message, *message.more)]
             except ValueError as error:
                 log.error("the stream ends, a command is wrong: %s", error)
                 return
-            while not self._worker.submit(session, command):  # noqa: ASYNC110 - the other side is a thread
-                await asyncio.sleep(_FULL_WAIT_S)
+            for command in commands:
+                while not self._worker.submit(session, command):  # noqa: ASYNC110 - the other side is a thread
+                    await asyncio.sleep(_FULL_WAIT_S)
 
 
 def _post(loop: asyncio.AbstractEventLoop, reports: asyncio.Queue[TickDone | None], done: TickDone | None) -> None:

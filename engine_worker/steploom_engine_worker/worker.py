@@ -96,6 +96,7 @@ class Worker:
         self._pictures = Pictures(arena_directory)
         self._box: Mailbox[_Item] = Mailbox(MAX_WAITING)
         self._session: Session | None = None
+        self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="steploom-drive", daemon=True)
         self.ready: Future[Ready] = Future()
         self.ended: Future[None] = Future()
@@ -122,6 +123,7 @@ class Worker:
 
     def stop(self, timeout_s: float) -> bool:
         """Ends the thread after the tick under way; False where it did not end in time."""
+        self._is_stopping = True  # a session that closes now may throw the item below away
         self._box.replace(_Stop())
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -166,7 +168,10 @@ class Worker:
         return Ready(self._worker_id, engine.name, engine.device, engine.num_slots, engine.model, costs)
 
     def _obey_until_stopped(self) -> None:
-        while not isinstance(item := self._box.get(), _Stop):
+        while not self._is_stopping:
+            item = self._box.get()
+            if isinstance(item, _Stop):
+                return
             if isinstance(item, _Forget):
                 self._forget_all()
             elif item[0].is_open:

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import pytest
 import torch
+
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Job
 from steploom_engine_worker.schedule import Sampler

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from steploom_engine_worker.errors import ModelError
 from steploom_engine_worker.model import load_model
 from steploom_engine_worker.model_files import embedded_model
@@ -118,7 +119,10 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "text to picture": (edit("unet/config.json", in_channels=4), "in_channels is 4, expected 8: the noisy latents"),
     "other latents": (edit("vae/config.json", latent_channels=16), "in_channels is 8, expected 32"),
     "other text": (edit("text_encoder/config.json", hidden_size=48), "cross_attention_dim is 32, expected 48"),
-    "foreign condition": (edit("unet/config.json", addition_embed_type="text_time"), "addition_embed_type is 'text_time'"),
+    "foreign condition": (
+        edit("unet/config.json", addition_embed_type="text_time"),
+        "addition_embed_type is 'text_time'",
+    ),
     "no size": (edit("unet/config.json", sample_size=None), "sample_size is None"),
     "tensors lack": (
         change_tensors(UNET, lambda tensors: void(tensors.pop("conv_out.weight"))),
@@ -150,12 +154,21 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
         "00002-of-00002.safetensors: is missing",
     ),
     "shard cut": (shard_and(cut("unet/diffusion_pytorch_model-00001-of-00002.safetensors")), "is no complete"),
-    "shard elsewhere": (shard_and(edit(INDEX, weight_map={"a": "../vae/x.safetensors"})), "expected a safetensors file"),
+    "shard elsewhere": (
+        shard_and(edit(INDEX, weight_map={"a": "../vae/x.safetensors"})),
+        "expected a safetensors file",
+    ),
     "shard index empty": (shard_and(edit(INDEX, weight_map={})), "weight_map is missing or empty"),
     "defaults with unknown key": (write("steploom.json", b'{"stepz": 3}'), "stepz: unknown key, did you mean 'steps'"),
     "defaults out of bounds": (write("steploom.json", b'{"guidance_scale": 99}'), "guidance_scale: is 99.0, must be"),
-    "defaults with odd size": (write("steploom.json", b'{"resolution": 100}'), "resolution is 100, expected a multiple of 64"),
-    "defaults with unknown sampler": (write("steploom.json", b'{"sampler": "lms"}'), "sampler: is 'lms', must be one of"),
+    "defaults with odd size": (
+        write("steploom.json", b'{"resolution": 100}'),
+        "resolution is 100, expected a multiple of 64",
+    ),
+    "defaults with unknown sampler": (
+        write("steploom.json", b'{"sampler": "lms"}'),
+        "sampler: is 'lms', must be one of",
+    ),
 }
 
 

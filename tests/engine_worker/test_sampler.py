@@ -33,7 +33,8 @@ NOISE = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 4, 4, 4)))
 
 def model(sample: torch.Tensor, timestep: float) -> torch.Tensor:
     """Bounded, smooth, not linear, and different at each time."""
-    return torch.tanh(1.3 * sample + 0.2 * sample.roll(1, -1) ** 2 - float(timestep) / 900.0) * 0.9
+    argument: torch.Tensor = 1.3 * sample + 0.2 * sample.roll(1, -1) ** 2 - float(timestep) / 900.0
+    return argument.tanh() * 0.9
 
 
 def by_table(table: Table) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from diffusers import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from steploom_engine_worker.engine import Job
 from steploom_engine_worker.errors import EngineError
 from steploom_engine_worker.schedule import Sampler
@@ -49,7 +51,11 @@ def assert_same_picture(actual: np.ndarray, expected: np.ndarray) -> None:
 @pytest.fixture(scope="module")
 def pipeline(tiny_model_dir: Path) -> StableDiffusionInstructPix2PixPipeline:
     pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained(
-        tiny_model_dir, safety_checker=None, feature_extractor=None, requires_safety_checker=False, local_files_only=True
+        tiny_model_dir,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        local_files_only=True,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -71,7 +77,7 @@ def test_equals_diffusers_pipeline(
     pipeline.scheduler = SCHEDULERS[sampler].from_config(pipeline.scheduler.config)
     noise = philox_noise(as_int64([job.seed]), as_int64([0]), latents.numel()).view(1, *latents.shape)
 
-    def by_pipeline(output_type: str) -> np.ndarray:
+    def by_pipeline(output_type: str) -> Any:
         return pipeline(
             job.instruction,
             Image.fromarray(job.pixels),
@@ -117,7 +123,7 @@ def three_rows(pipeline: StableDiffusionInstructPix2PixPipeline, job: Job, shape
     return latents[0]
 
 
-JOBS = st.builds(
+JOBS: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
     picture=st.integers(0, 3),
     instruction=st.sampled_from(["make it blue", "add a flower", "눈을 감겨 줘", ""]),
@@ -129,10 +135,14 @@ JOBS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(values=st.lists(JOBS, min_size=2, max_size=5), arrivals=st.lists(st.integers(0, 3), min_size=5, max_size=5))
 def test_a_job_gives_the_same_picture_alone_and_in_any_batch(
-    tiny_engine: TorchEngine, make_job: Callable[..., Job], run_alone: Run, values: list[dict], arrivals: list[int]
+    tiny_engine: TorchEngine,
+    make_job: Callable[..., Job],
+    run_alone: Run,
+    values: list[dict[str, Any]],
+    arrivals: list[int],
 ) -> None:
     """Jobs of all kinds come and go at different ticks, in slots of any order."""
     jobs = [make_job(**value) for value in values]
@@ -195,7 +205,7 @@ def test_a_longer_instruction_is_cut_and_an_empty_one_runs(make_job: Callable[..
     ],
 )
 def test_refuses_jobs_out_of_bounds(
-    tiny_engine: TorchEngine, make_job: Callable[..., Job], changes: dict, message: str
+    tiny_engine: TorchEngine, make_job: Callable[..., Job], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_engine.admit(0, make_job(**changes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from steploom_common.guidance import Branch, branch_weights
 from steploom_kernels import gather_rows as rows
 from steploom_kernels.guidance_step import guidance_step

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from steploom_kernels.philox_noise import as_int64, philox4x32, philox_noise
 
 # "philox4x32 10" of Random123's tests/kat_vectors: counter, key, result
@@ -52,8 +53,9 @@ def draw(seeds: list[int], offsets: list[int], count: int) -> np.ndarray:
 def test_rounds_give_the_published_answers(
     counter: tuple[int, ...], key: tuple[int, ...], expected: tuple[int, ...]
 ) -> None:
-    words = philox4x32(tuple(torch.tensor([word]) for word in counter), tuple(torch.tensor([word]) for word in key))
-    assert tuple(int(word) for word in words) == expected
+    c0, c1, c2, c3 = (torch.tensor([word]) for word in counter)
+    k0, k1 = (torch.tensor([word]) for word in key)
+    assert tuple(int(word) for word in philox4x32((c0, c1, c2, c3), (k0, k1))) == expected
 
 
 @settings(deadline=None, max_examples=50)
