@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -199,9 +199,9 @@ class FakeSession:
         self._worker = worker
         self._reports = reports
 
-    async def write(self, command: Command) -> None:
-        """Hands the command over at once."""
-        self._worker.send([command])
+    async def write(self, commands: Sequence[Command]) -> None:
+        """Hands the commands over at once."""
+        self._worker.send([*commands])
 
     async def read(self) -> TickReport:
         """Waits for a report; None in line stands for a broken stream."""

@@ -59,7 +59,7 @@ async def serve_fake_worker(address: str, service: FakeWorkerService) -> grpc.ai
 
 async def _obey(worker: FakeWorker, commands: AsyncIterator[pb.Command]) -> None:
     async for command in commands:
-        worker.send([_command_from_wire(command)])
+        worker.send([_command_from_wire(part) for part in (command, *command.more)])
 
 
 def _command_from_wire(command: pb.Command) -> Command:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
@@ -16,12 +16,15 @@ import grpc.aio
 from steploom_batcher.messages import Command, Ready, TickReport
 from steploom_batcher.roster import Link
 from steploom_batcher.types import Tick
-from steploom_batcher.worker_wire import ProtocolError, command_to_wire, ready_from_wire, report_from_wire
+from steploom_batcher.worker_wire import ProtocolError, commands_to_wire, ready_from_wire, report_from_wire
 from steploom_common.rpc import INTERNAL_OPTIONS
 from steploom_protos.worker.v1 import worker_pb2 as pb
 from steploom_protos.worker.v1 import worker_pb2_grpc
 
 log = logging.getLogger(__name__)
+
+
+_MAX_COMMANDS = 16  # in a message: pictures may travel in them, and a message has a bound
 
 
 class Listener(Protocol):
@@ -42,8 +45,8 @@ class Session(Protocol):
 
     ready: Ready
 
-    async def write(self, command: Command) -> None:
-        """Sends; returns when the transport takes more."""
+    async def write(self, commands: Sequence[Command]) -> None:
+        """Sends one message; returns when the transport takes more."""
 
     async def read(self) -> TickReport:
         """The next report."""
@@ -191,7 +194,7 @@ class WorkerLink:
             await self._outbox_filled.wait()
             self._outbox_filled.clear()
             while self._outbox:
-                await session.write(self._outbox.popleft())
+                await session.write([self._outbox.popleft() for _ in range(min(len(self._outbox), _MAX_COMMANDS))])
 
 
 class GrpcSession:
@@ -201,10 +204,10 @@ class GrpcSession:
         self.ready = ready
         self._call = call
 
-    async def write(self, command: Command) -> None:
+    async def write(self, commands: Sequence[Command]) -> None:
         """See `Session`."""
         try:
-            await self._call.write(command_to_wire(command))
+            await self._call.write(commands_to_wire(commands))
         except grpc.aio.AioRpcError as error:
             raise ConnectionError(_words(error)) from error
         except asyncio.InvalidStateError:

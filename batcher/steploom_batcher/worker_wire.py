@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from steploom_batcher.messages import Command, Free, Model, Payload, Picture, Ready, TickReport
 from steploom_batcher.types import Outcome, Stage, Status, Tick
@@ -14,8 +15,14 @@ class ProtocolError(Exception):
     """The worker said what it must not say."""
 
 
-def command_to_wire(command: Command) -> pb.Command:
-    """One command of the stream."""
+def commands_to_wire(commands: Sequence[Command]) -> pb.Command:
+    """Commands in order, as one message of the stream."""
+    message = _command(commands[0])
+    message.more.extend(_command(command) for command in commands[1:])
+    return message
+
+
+def _command(command: Command) -> pb.Command:
     if isinstance(command, Tick):
         return pb.Command(tick=_tick(command))
     if isinstance(command, Free):

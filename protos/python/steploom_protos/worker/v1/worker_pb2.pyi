@@ -53,14 +53,16 @@ class Pixels(_message.Message):
     def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., inline: _Optional[bytes] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("admit", "tick", "release")
+    __slots__ = ("admit", "tick", "release", "more")
     ADMIT_FIELD_NUMBER: _ClassVar[int]
     TICK_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     admit: Admit
     tick: Tick
     release: Release
-    def __init__(self, admit: _Optional[_Union[Admit, _Mapping]] = ..., tick: _Optional[_Union[Tick, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
+    more: _containers.RepeatedCompositeFieldContainer[Command]
+    def __init__(self, admit: _Optional[_Union[Admit, _Mapping]] = ..., tick: _Optional[_Union[Tick, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., more: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
 
 class Admit(_message.Message):
     __slots__ = ("job_id", "slot", "instruction", "pixels", "output", "steps", "guidance_scale", "image_guidance_scale", "seed", "sampler", "preview_every", "adapter")
