@@ -81,7 +81,8 @@ def command_error(error: SteploomError, address: str) -> CommandError:
     """What a person reads when a request fails, and the exit code."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.FAILED)
     if isinstance(error, Unavailable) and error.retry_after is None:
-        return CommandError(f"nothing answers at {address}", code, "start it with `steploom up`")
+        hint = "start it with `steploom up`; `steploom status` tells what runs"
+        return CommandError(f"nothing answers at {address}, or the connection broke", code, hint)
     hint = f"try again in {error.retry_after:.1f} s" if error.retry_after is not None else ""
     if isinstance(error, DeadlineExceeded):
         needed = f"; it would take about {error.predicted_s:.1f} s" if error.predicted_s is not None else ""

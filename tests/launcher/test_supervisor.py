@@ -181,7 +181,7 @@ def test_no_child_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         deadline = time.monotonic() + 10
-        while b"sleep" not in Path(f"/proc/{child}/cmdline").read_bytes() and time.monotonic() < deadline:
+        while b"leash" in Path(f"/proc/{child}/cmdline").read_bytes() and time.monotonic() < deadline:
             time.sleep(0.02)  # until the leash has become the service
         parent.kill()
         parent.wait()
