@@ -9,13 +9,13 @@ import random
 import pytest
 
 from steploom_batcher import virtual_time
-from steploom_batcher.messages import Ready, TickReport
+from steploom_batcher.messages import Admit, Free, Ready, TickReport
 from steploom_batcher.types import Stage
 from steploom_batcher.worker_link import Backoff, WorkerLink
-from steploom_batcher.worker_wire import ProtocolError, ready_from_wire, report_from_wire
+from steploom_batcher.worker_wire import ProtocolError, commands_to_wire, ready_from_wire, report_from_wire
 from steploom_protos.worker.v1 import worker_pb2
 
-from .driver_rig import COSTS, config, result_of, rig
+from .driver_rig import COSTS, config, payload, result_of, rig
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +156,22 @@ class _Heard:
 
     def report(self, name: str, report: TickReport) -> None:
         raise NotImplementedError
+
+
+def test_more_commands_than_a_message_holds_keep_their_order() -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            host, link = here.hosts[0], here.links[0]
+            sent = [Admit(f"j{slot}", 100 + slot, payload(3)) for slot in range(50)]
+            link.send([*sent])
+            await asyncio.sleep(0.001)
+            assert host.worker is not None
+            assert host.worker.history == sent
+
+    virtual_time.run(scenario())
+
+
+def test_commands_of_one_message_are_in_order() -> None:
+    message = commands_to_wire([Free(3), Admit("a", 3, payload(3)), Free(4)])
+    assert [part.WhichOneof("command") for part in (message, *message.more)] == ["release", "admit", "release"]
+    assert message.release.slot == 3
