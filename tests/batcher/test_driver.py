@@ -14,7 +14,7 @@ from steploom_batcher.messages import Admit, Begun, Done, Progress
 from steploom_batcher.types import Stage
 from steploom_common.errors import DeadlineMissed, JobCancelled, JobFailed, SteploomError
 
-from .driver_rig import COSTS, check_order, config, events_of, payload, result_of, rig
+from .driver_rig import COSTS, check_order, config, events_of, result_of, rig
 
 LONG_STEPS = 30  # 3 ms each
 STAGE_TIMES_S = (0.0, 0.001, 0.005, 0.011, 0.013, 0.05, 0.0999, 0.1, 0.101, 0.11, 0.119)
@@ -303,5 +303,10 @@ def test_one_timer_at_most_is_armed() -> None:
     virtual_time.run(scenario())
 
 
-def test_payload_helper_draws_by_seed() -> None:
-    assert payload(3, seed=1) != payload(3, seed=2)
+def test_virtual_time_says_when_nothing_can_happen_any_more() -> None:
+    async def scenario() -> None:
+        await asyncio.sleep(1e6)
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(virtual_time.StuckError):
+        virtual_time.run(scenario())
