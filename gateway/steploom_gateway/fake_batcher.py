@@ -40,6 +40,7 @@ class Script:
     hold_at: str = ""  # one of MOMENTS: wait there until `resume`, or the end of the job
     release_s: float = 0.0  # seconds for which a cancelled job's region is still written to
     end_early: bool = False  # end well, without a picture
+    short_preview: bool = False  # previews lack a byte
     size_off: int = 0  # pixels by which the picture is too high
 
 
@@ -182,8 +183,9 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
     def _step(self, request: batcher_pb2.SubmitRequest, step: int, steps: int) -> batcher_pb2.JobEvent.Step:
         event = Event.Step(step=step, steps=steps)
         if request.preview_every and step % request.preview_every == 0:
-            small = 255 - self._picture(request)[::2, ::2]
-            event.preview.CopyFrom(_inline(small))
+            event.preview.CopyFrom(_inline(255 - self._picture(request)[::2, ::2]))
+            if self.script.short_preview:
+                event.preview.inline = event.preview.inline[:-1]
         return event
 
     def _finished(self, request: batcher_pb2.SubmitRequest, steps: int, size_off: int) -> batcher_pb2.JobEvent.Finished:

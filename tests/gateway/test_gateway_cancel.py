@@ -78,6 +78,14 @@ async def test_a_stream_that_nobody_reads_ends_with_its_caller(house: House) -> 
     assert await house.is_clean()
 
 
+async def test_an_error_in_the_gateway_cancels_the_job(house: House) -> None:
+    house.batcher.play(hold_at="stepped", short_preview=True)
+    error = await status_of(consume(house.stub.EditStream(request(preview_every=1))))
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert await eventually(lambda: house.batcher.num_cancelled == 1)
+    assert await house.is_clean()
+
+
 async def test_a_block_is_not_lent_while_a_worker_may_write_into_it(tmp_path: Path) -> None:
     async with opened(tmp_path, arena_blocks=1) as house:
         house.batcher.play(hold_at="stepped", release_s=0.3)
