@@ -58,19 +58,20 @@ class Submission:
         if self._group.is_ending:
             raise _ending()
         self._loan = self._group.loans.lend(self._pixels.nbytes)
-        self._place_pixels()
+        try:
+            self._place_pixels()
+            self._call = self._group.batcher.submit(self._request)
+        except BaseException:
+            self._leave()
+            raise
         self._is_free = False
-        self._call = self._group.batcher.submit(self._request)
         self._group.live.add(self)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._group.live.discard(self)
-        self.cancel()
-        if self._loan:
-            self._group.loans.end(self._loan, self._request.job_id, self._is_free)
+        self._leave()
 
     def cancel(self) -> None:
         """Cancels the job; nothing where it has ended."""
@@ -112,6 +113,12 @@ class Submission:
         if self._loan is None or height * width * 3 > self._loan.output.size:
             raise SteploomError("the batcher names a picture outside of the job's region")
         return self._loan.read(height, width)
+
+    def _leave(self) -> None:
+        self._group.live.discard(self)
+        self.cancel()
+        if self._loan:
+            self._group.loans.end(self._loan, self._request.job_id, self._is_free)
 
     def _place_pixels(self) -> None:
         pixels = self._request.pixels
