@@ -16,6 +16,7 @@ from statistics import mean
 
 from PIL import Image
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from steploom.aio import Client
@@ -24,7 +25,7 @@ from steploom.exit_codes import CommandError, ExitCode
 from steploom.health import wait_serving
 from steploom.process import Process
 from steploom.runtime import RuntimeDir
-from steploom.types import EditResult
+from steploom.types import EditResult, Timings
 
 _ROOT = Path(__file__).resolve().parents[2]
 _START_S = 300.0  # until the services must be ready
@@ -55,6 +56,7 @@ INSTRUCTIONS = {
     "western": "서부 영화로 만들어 줘",
 }
 TIERS = ("free", "pro")
+STAGES = ("queue", "encode", "denoise", "decode", "total")
 EDITS = [Edit(f"{name}-{tier}", words, tier) for name, words in INSTRUCTIONS.items() for tier in TIERS]
 
 
@@ -90,9 +92,8 @@ async def run(image: Path, out: Path, up: Sequence[str]) -> None:
     started = time.monotonic()
     async with _services(out / "steploom.log", up) as address, Client(address) as client:
         console.print(f"ready on {address} after {time.monotonic() - started:.1f} s\n")
-        alone = [(edit, await _edit(client, image, edit, out)) for edit in EDITS]
-        console.print(_table(alone))
-        await _together(client, image, out, mean(result.timings.mean_rows_per_tick for _, result in alone))
+        alone = await _one_by_one(client, image, out)
+        await _together(client, image, out, mean(result.timings.mean_rows_per_tick for result in alone))
     overview = _overview(image, out)
     console.print(f"\npictures: {_shown(out)}/*.png, all in one: {_shown(overview)}")
 
@@ -101,6 +102,18 @@ def _prepare(image: Path, out: Path) -> None:
     if not image.is_file():
         raise CommandError(f"there is no picture {image}", ExitCode.USAGE, "name one by --image")
     out.mkdir(parents=True, exist_ok=True)
+
+
+async def _one_by_one(client: Client, image: Path, out: Path) -> list[EditResult]:
+    """Each edit on an idle service; the table grows as they end."""
+    results = []
+    table = _table()
+    with Live(table, console=console, auto_refresh=False) as live:
+        for edit in EDITS:
+            results.append(await _edit(client, image, edit, out))
+            table.add_row(*_row(edit, results[-1].timings))
+            live.refresh()
+    return results
 
 
 async def _together(client: Client, image: Path, out: Path, alone: float) -> None:
@@ -179,19 +192,17 @@ def _code(code: int) -> ExitCode:
     return ExitCode.USAGE if code == ExitCode.USAGE else ExitCode.FAILED
 
 
-def _table(results: Sequence[tuple[Edit, EditResult]]) -> Table:
-    stages = ("queue", "encode", "denoise", "decode", "total")
-    table = Table("instruction", "tier", *stages, "ticks", "rows/tick", box=None, pad_edge=False, title="milliseconds")
+def _table() -> Table:
+    table = Table("instruction", "tier", *STAGES, "ticks", "rows/tick", box=None, pad_edge=False, title="milliseconds")
     table.columns[0].no_wrap = True
     for column in table.columns[2:]:
         column.justify = "right"
-    for edit, result in results:
-        timings = result.timings
-        milliseconds = (f"{getattr(timings, f'{stage}_s') * 1000:.0f}" for stage in stages)
-        table.add_row(
-            edit.instruction, edit.tier, *milliseconds, str(timings.ticks), f"{timings.mean_rows_per_tick:.1f}"
-        )
     return table
+
+
+def _row(edit: Edit, timings: Timings) -> tuple[str, ...]:
+    milliseconds = (f"{getattr(timings, f'{stage}_s') * 1000:.0f}" for stage in STAGES)
+    return (edit.instruction, edit.tier, *milliseconds, str(timings.ticks), f"{timings.mean_rows_per_tick:.1f}")
 
 
 def _overview(image: Path, out: Path) -> Path:

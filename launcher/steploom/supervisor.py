@@ -188,7 +188,8 @@ def _supervised(spec: ServiceSpec, config: UpConfig, sink: LogSink) -> Service:
 def _failed(name: str, verdict: GiveUp, last_words: str) -> ServiceFailed:
     code = ExitCode.USAGE if verdict.exit_code == ExitCode.USAGE else ExitCode.FAILED
     said = last_words.strip().splitlines()
-    return ServiceFailed(f"{name} cannot start: {verdict.reason}" + (f": {said[-1]}" if said else ""), code)
+    last = f": {said[-1].removeprefix('error: ')}" if said else ""
+    return ServiceFailed(f"{name} cannot start: {verdict.reason}{last}", code)
 
 
 async def _either(first: asyncio.Event, second: asyncio.Event, timeout_s: float) -> bool:
