@@ -30,22 +30,25 @@ class RequestClass:
 
     tier: str
     steps: int
-    weight: float = 1.0  # share of the mix, relative to the other classes
+    weight: int = 1  # share of the mix: so many of each deal
     rows: int = 3  # UNet rows of a step
     deadline_s: float = 60.0
     cancel_share: float = 0.0  # of them are cancelled, at a moment drawn evenly up to `cancel_within_s`
     cancel_within_s: float = 1.0
 
 
-FREE_AND_PRO = (RequestClass("free", 3, 9.0, deadline_s=20.0), RequestClass("pro", 35, 1.0, deadline_s=60.0))
+FREE_AND_PRO = (RequestClass("free", 3, 9, deadline_s=20.0), RequestClass("pro", 35, 1, deadline_s=60.0))
 """Nine requests of few steps for each one of many."""
 
 
 def poisson(mix: Sequence[RequestClass], rate: float, duration_s: float, seed: int = 0) -> list[Arrival]:
     """Arrivals of an open-loop Poisson process: nobody waits for an answer before the next request comes.
 
+    Classes come in shuffled deals, each of which holds them in exactly the shares of the mix: a short trace asks for as
+    much work as a long one, and what differs between seeds is the order.
+
     Args:
-        mix: classes, drawn by weight.
+        mix: classes and their shares.
         rate: requests a second, all classes together.
         duration_s: length of the trace.
         seed: the same one gives the same trace.
@@ -53,11 +56,14 @@ def poisson(mix: Sequence[RequestClass], rate: float, duration_s: float, seed: i
     if rate <= 0 or not mix:
         raise ValueError(f"a trace needs a rate above 0 and a mix, got {rate} and {len(mix)} classes")
     rng = random.Random(seed)
-    weights = [item.weight for item in mix]
+    deal: list[RequestClass] = []
     trace = []
     at = rng.expovariate(rate)
     while at < duration_s:
-        trace.append(_arrival(rng.choices(mix, weights)[0], at, rng))
+        if not deal:
+            deal = [item for item in mix for _ in range(item.weight)]
+            rng.shuffle(deal)
+        trace.append(_arrival(deal.pop(), at, rng))
         at += rng.expovariate(rate)
     return trace
 

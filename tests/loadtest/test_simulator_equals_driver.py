@@ -32,9 +32,9 @@ def device(factor: float) -> StageCosts:
 COSTS = {"w0": device(1.0), "w1": device(math.pi / 3)}
 SLOTS = 12
 MIX = (
-    RequestClass("free", 3, 6.0, deadline_s=4.0, cancel_share=0.2, cancel_within_s=0.1),
-    RequestClass("free", 5, 2.0, rows=1, deadline_s=1.0),
-    RequestClass("pro", 20, 2.0, deadline_s=6.0, cancel_share=0.2, cancel_within_s=0.3),
+    RequestClass("free", 3, 6, deadline_s=4.0, cancel_share=0.2, cancel_within_s=0.1),
+    RequestClass("free", 5, 2, rows=1, deadline_s=1.0),
+    RequestClass("pro", 20, 2, deadline_s=6.0, cancel_share=0.2, cancel_within_s=0.3),
 )
 LIGHT, HEAVY = 12.0, 45.0  # requests a second: some slots idle, and more than can be served in time
 
