@@ -70,8 +70,8 @@ def system(folder: Path) -> Iterator[System]:
     try:
         yield running
     finally:
-        running.process.kill()
-        running.process.wait()
+        if running.process.poll() is None:
+            running.end()
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
