@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from steploom_batcher.config import SchedulerConfig
-from steploom_batcher.types import Key, Stage, WorkerProfile
+from steploom_batcher.types import Key, Stage, StageCosts, WorkerProfile
 from steploom_loadtest.cost_tables import linear
 from steploom_loadtest.simulator import Device, End, Outage, Simulation, simulate
 from steploom_loadtest.traces import FREE_AND_PRO, Arrival, RequestClass, burst, poisson
@@ -18,8 +18,12 @@ KEY = Key("model", (4, 32, 32))
 CPU = linear(encode=(0.010, 0.008), denoise=(0.008, 0.007), decode=(0.004, 0.022))
 
 
-def device(worker_id: str = "w0", slots: int = 32) -> Device:
-    return Device(WorkerProfile(worker_id, KEY, slots, CPU))
+# a device on which a tick of many rows costs little more than one of few
+WIDE = linear(encode=(0.010, 0.001), denoise=(0.020, 0.0005), decode=(0.010, 0.001))
+
+
+def device(worker_id: str = "w0", slots: int = 32, costs: StageCosts = CPU) -> Device:
+    return Device(WorkerProfile(worker_id, KEY, slots, costs))
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -42,15 +46,15 @@ def test_one_job_alone_takes_what_its_ticks_cost() -> None:
 
 
 def test_a_burst_shares_ticks() -> None:
-    run = simulate(SchedulerConfig(), [device()], burst(FREE_AND_PRO[0], 8), keep_ticks=True)
+    run = simulate(SchedulerConfig(), [device(costs=WIDE)], burst(FREE_AND_PRO[0], 8), keep_ticks=True)
     assert {job.end for job in run.jobs} == {End.FINISHED}
     assert run.stats.mean_rows_per_tick >= 6
     assert max(len(tick.entries) for _, tick in run.ticks) >= 4
 
 
 def test_ticks_are_shared_even_where_they_cost_nothing() -> None:
-    free = Device(WorkerProfile("w0", KEY, 32, linear((0.0, 0.0), (0.0, 0.0), (0.0, 0.0))))
-    run = simulate(SchedulerConfig(), [free], burst(FREE_AND_PRO[0], 8))
+    nothing = linear((0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
+    run = simulate(SchedulerConfig(), [device(costs=nothing)], burst(FREE_AND_PRO[0], 8))
     assert run.stats.mean_rows_per_tick >= 12
 
 

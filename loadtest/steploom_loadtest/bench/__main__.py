@@ -19,6 +19,8 @@ from steploom_loadtest.bench import control_plane, policies, single
 from steploom_loadtest.bench.outcome import Options, Outcome, show
 from steploom_loadtest.stack import StackError
 
+_EMBEDDED = Path(__file__).parents[3] / "models" / "avatar-edit" / "model_index.json"
+
 BENCHMARKS: dict[str, Callable[[Options], Outcome]] = {
     single.NAME: single.run,
     policies.NAME: policies.run,
@@ -47,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("benchmarks", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
-    parser.add_argument("--engine", choices=("torch", "fake"), default="torch", help="fake: no model, a CPU's costs")
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "fake"),
+        help="fake: no model, a CPU's costs; default: torch, or fake in a checkout without the embedded model",
+    )
     parser.add_argument("--model", default="", help="model directory; default: the embedded one")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of each load; default: 60")
     parser.add_argument("--load", type=float, default=0.8, help="share of capacity for `policies`; default: 0.8")
@@ -60,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(name: str, given: argparse.Namespace, console: Console) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="steploom-bench-") as directory:
         options = Options(
-            engine=given.engine,
+            engine=given.engine or _engine(given.model),
             model=given.model,
             seconds=given.seconds,
             load=given.load,
@@ -69,6 +75,10 @@ def _run(name: str, given: argparse.Namespace, console: Console) -> Outcome:
             say=lambda text: console.print(text, style="dim", highlight=False),
         )
         return BENCHMARKS[name](options)
+
+
+def _engine(model: str) -> str:
+    return "torch" if model or _EMBEDDED.exists() else "fake"
 
 
 def _write(outcome: Outcome, folder: Path) -> Path:

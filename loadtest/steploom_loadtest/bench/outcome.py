@@ -43,7 +43,7 @@ class Outcome:
 class Options:
     """What the command line asks for."""
 
-    engine: str  # torch, fake; empty: torch where a model is at hand
+    engine: str  # torch, fake
     model: str  # model directory; empty: the embedded one
     seconds: float  # length of each load
     load: float  # share of capacity

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from steploom_loadtest.traces import FREE_AND_PRO, RequestClass, burst, poisson
+
+
+def test_a_seed_gives_one_trace() -> None:
+    assert poisson(FREE_AND_PRO, 5.0, 30.0, seed=1) == poisson(FREE_AND_PRO, 5.0, 30.0, seed=1)
+    assert poisson(FREE_AND_PRO, 5.0, 30.0, seed=1) != poisson(FREE_AND_PRO, 5.0, 30.0, seed=2)
+
+
+def test_arrivals_are_in_order_at_the_rate() -> None:
+    trace = poisson(FREE_AND_PRO, 20.0, 500.0)
+    times = [arrival.at for arrival in trace]
+    assert times == sorted(times)
+    assert times[0] > 0.0
+    assert times[-1] < 500.0
+    assert len(trace) == pytest.approx(20.0 * 500.0, rel=0.04)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    mean = sum(gaps) / len(gaps)
+    deviation = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
+    assert deviation == pytest.approx(mean, rel=0.05)  # of an exponential distribution
+
+
+def test_every_deal_has_the_shares_of_the_mix() -> None:
+    trace = poisson(FREE_AND_PRO, 50.0, 40.0, seed=3)
+    for start in range(0, len(trace) - 10, 10):
+        assert sum(arrival.steps == 35 for arrival in trace[start : start + 10]) == 1
+
+
+def test_some_are_cancelled() -> None:
+    kind = RequestClass("free", 3, cancel_share=0.25, cancel_within_s=2.0)
+    cancels = [arrival.cancel_after_s for arrival in poisson([kind], 100.0, 40.0)]
+    moments = [moment for moment in cancels if moment is not None]
+    assert len(moments) / len(cancels) == pytest.approx(0.25, abs=0.03)
+    assert 0.0 <= min(moments) <= max(moments) <= 2.0
+
+
+def test_a_trace_without_rate_or_mix_is_an_error() -> None:
+    for mix, rate in ((FREE_AND_PRO, 0.0), ((), 1.0)):
+        with pytest.raises(ValueError, match="rate above 0 and a mix"):
+            poisson(mix, rate, 10.0)
+
+
+def test_a_burst_is_one_moment() -> None:
+    assert [arrival.at for arrival in burst(FREE_AND_PRO[0], 3, at=2.0)] == [2.0] * 3
