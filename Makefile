@@ -53,7 +53,7 @@ serve: $(INSTALLED) ## start the services on this machine until Ctrl-C
 
 clean: ## remove caches, builds and the demo's pictures; keeps .venv
 	@rm -rf out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	@find $(CODE) protos -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is missing: install Python 3.11 or later"; exit 1; }

@@ -92,7 +92,9 @@ class Lifecycle:
         self._has_been_up = True
 
     def stop(self) -> None:
-        """The service is asked to end."""
+        """The service is asked to end, maybe not for the first time."""
+        if self.state in (State.STOPPING, State.ENDED):
+            return
         self._move(State.STOPPING if self.state in (State.STARTING, State.UP) else State.ENDED)
 
     def exited(self, code: int, now: float) -> Verdict:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from steploom.config import UpConfig
 from steploom.exit_codes import CommandError, ExitCode
@@ -18,6 +20,8 @@ from steploom_common.rpc import Shutdown
 log = logging.getLogger(__name__)
 
 _LAST_GRACE_S = 2.0  # that each service has at least, once those in front of it have used up the grace
+
+_PROGRAM = re.compile(r"^(error|steploom[-_]\w+): ")  # before the message that a service ends with
 
 LogSink = Callable[[str, str], None]  # takes a service's name and a line of its log
 
@@ -149,16 +153,16 @@ class Supervisor:
         Raises:
             ServiceFailed: a service cannot come up; the others have been ended.
         """
+        running = [asyncio.create_task(service.run()) for service in self.services]
+        announcing = asyncio.create_task(self._announce(announce))
+        asked = asyncio.create_task(shutdown.requested.wait())
         try:
-            async with asyncio.TaskGroup() as group:
-                for service in self.services:
-                    group.create_task(service.run())
-                announcing = group.create_task(self._announce(announce))
-                await shutdown.requested.wait()
-                announcing.cancel()
-                await self._drain(shutdown.forced)
-        except* ServiceFailed as failures:
-            raise failures.exceptions[0] from None
+            failure = await _first_failure({*running, announcing}, asked)
+            await self._drain(self._config.drain_s if failure is None else 0.0, shutdown.forced)
+        finally:
+            await _cancel([*running, announcing, asked])
+        if failure is not None:
+            raise failure
 
     async def _announce(self, announce: Callable[[Sequence[Service]], None]) -> None:
         try:
@@ -174,11 +178,12 @@ class Supervisor:
             ) from None
         announce(self.services)
 
-    async def _drain(self, forced: asyncio.Event) -> None:
-        deadline = _now() + self._config.drain_s
+    async def _drain(self, grace_s: float, forced: asyncio.Event) -> None:
+        """Ends the groups front to back, so that nothing is left for the ones behind to do."""
+        deadline = _now() + grace_s
         for group in self._groups:
-            grace_s = max(_LAST_GRACE_S, deadline - _now())
-            await asyncio.gather(*(service.stop(grace_s, forced) for service in group))
+            left_s = max(_LAST_GRACE_S, deadline - _now())
+            await asyncio.gather(*(service.stop(left_s, forced) for service in group))
 
 
 def _supervised(spec: ServiceSpec, config: UpConfig, sink: LogSink) -> Service:
@@ -188,8 +193,25 @@ def _supervised(spec: ServiceSpec, config: UpConfig, sink: LogSink) -> Service:
 def _failed(name: str, verdict: GiveUp, last_words: str) -> ServiceFailed:
     code = ExitCode.USAGE if verdict.exit_code == ExitCode.USAGE else ExitCode.FAILED
     said = last_words.strip().splitlines()
-    last = f": {said[-1].removeprefix('error: ')}" if said else ""
+    last = f": {_PROGRAM.sub('', said[-1])}" if said else ""
     return ServiceFailed(f"{name} cannot start: {verdict.reason}{last}", code)
+
+
+async def _first_failure(tasks: set[asyncio.Task[None]], asked: asyncio.Task[Any]) -> BaseException | None:
+    """Waits until a task fails, and gives its error, or until `asked` is done."""
+    while not asked.done():
+        done, _ = await asyncio.wait({*tasks, asked}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done & tasks:
+            if error := task.exception():
+                return error
+        tasks = tasks - done
+    return None
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _either(first: asyncio.Event, second: asyncio.Event, timeout_s: float) -> bool:

@@ -96,6 +96,15 @@ def test_stopping_while_waiting_needs_no_process() -> None:
     assert service.state is State.ENDED
 
 
+def test_asking_twice_is_asking_once() -> None:
+    service = up(life())
+    service.stop()
+    service.stop()
+    assert service.exited(0, now=1.0) == Stopped()
+    service.stop()
+    assert service.state is State.ENDED
+
+
 def test_an_illegal_move_raises_and_changes_nothing() -> None:
     service = life()
     with pytest.raises(ValueError, match="not started cannot become up"):
