@@ -27,6 +27,9 @@ log = logging.getLogger("steploom_engine_worker")
 def main() -> None:
     """Entry point."""
     arguments = _parser().parse_args()
+    # torch's threads, started later, sleep while they wait: spinning, they take the cores from gateway and batcher, and
+    # where those want them too a tick takes ten times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _end(_run(arguments))
 

@@ -34,7 +34,7 @@ NOISE = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 4, 4, 4)))
 def model(sample: torch.Tensor, timestep: float) -> torch.Tensor:
     """Bounded, smooth, not linear, and different at each time."""
     argument: torch.Tensor = 1.3 * sample + 0.2 * sample.roll(1, -1) ** 2 - float(timestep) / 900.0
-    return argument.tanh() * 0.9
+    return 0.9 * torch.tanh(argument)
 
 
 def by_table(table: Table) -> torch.Tensor:
@@ -49,7 +49,7 @@ def by_table(table: Table) -> torch.Tensor:
 def by_diffusers(sampler: Sampler, config: dict[str, Any], steps: int) -> torch.Tensor:
     scheduler = CLASSES[sampler].from_config(config)
     scheduler.set_timesteps(steps)
-    sample = NOISE * scheduler.init_noise_sigma
+    sample: torch.Tensor = NOISE * scheduler.init_noise_sigma
     for time in scheduler.timesteps[:steps]:
         prediction = model(scheduler.scale_model_input(sample, time), time)
         sample = scheduler.step(prediction, time, sample, return_dict=False)[0]

@@ -20,7 +20,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionInstructPix2PixPipeline,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -135,7 +135,13 @@ JOBS: st.SearchStrategy[dict[str, Any]] = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(
+    deadline=None,
+    max_examples=8,
+    derandomize=True,
+    phases=[Phase.generate],  # an example takes a second: a failure is not worth minutes of making it smaller
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(values=st.lists(JOBS, min_size=2, max_size=5), arrivals=st.lists(st.integers(0, 3), min_size=5, max_size=5))
 def test_a_job_gives_the_same_picture_alone_and_in_any_batch(
     tiny_engine: TorchEngine,
@@ -232,6 +238,18 @@ def test_a_preview_has_the_size_of_the_latents_and_looks_like_the_picture(
     preview = tiny_engine.preview(0)
     assert preview.shape == (8, 8, 3)
     assert preview.dtype == np.uint8
+
+
+def test_a_branch_that_is_not_computed_names_a_row_of_its_own_job(
+    tiny_engine: TorchEngine, make_job: Callable[..., Job]
+) -> None:
+    """Its weight is zero, but zero times a neighbour's infinity would not be."""
+    for slot, (text, picture) in enumerate([(7.5, 1.5), (3.0, 3.0), (4.0, 1.0), (1.0, 1.0)]):
+        tiny_engine.admit(slot, make_job(guidance_scale=text, image_guidance_scale=picture))
+    row_jobs, row_branches, job_rows = tiny_engine.slots.rows([0, 1, 2, 3])
+    assert row_jobs == [0, 0, 0, 1, 1, 2, 2, 3]
+    assert row_branches == [0, 1, 2, 0, 2, 0, 1, 0]
+    assert job_rows == [[0, 1, 2], [3, 3, 4], [5, 6, 5], [7, 7, 7]]
 
 
 def test_a_job_needs_no_new_slot_memory(tiny_engine: TorchEngine, make_job: Callable[..., Job], run_alone: Run) -> None:

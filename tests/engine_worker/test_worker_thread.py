@@ -14,12 +14,11 @@ import pytest
 from steploom_common.arena import Arena, RegionRef
 from steploom_engine_worker.commands import Admit, Picture, Release, Tick, TickDone, TickStatus
 from steploom_engine_worker.config import FakeConfig, WorkerConfig
-from steploom_engine_worker.engine import Job, Stage
+from steploom_engine_worker.engine import Costs, Job, Stage
 from steploom_engine_worker.errors import FatalEngineError
 from steploom_engine_worker.fake_engine import FakeEngine, draw
-from steploom_engine_worker.launch import build_engine
 from steploom_engine_worker.mailbox import Mailbox
-from steploom_engine_worker.worker import Session, SessionTaken, Worker
+from steploom_engine_worker.worker import MAX_WAITING, Session, SessionTaken, Worker
 
 SIDE = 16
 OK, FAILED, SKIPPED = TickStatus.OK, TickStatus.FAILED, TickStatus.SKIPPED
@@ -73,6 +72,26 @@ class Driver:
         return np.frombuffer(done.pictures[0].picture.data, np.uint8).reshape(SIDE, SIDE, 3)
 
 
+class Held(FakeEngine):
+    """Stays in a tick of one stage until it is let go."""
+
+    def __init__(self, config: WorkerConfig, stage: Stage) -> None:
+        super().__init__(config)
+        self._stage = stage
+        self.is_inside = threading.Event()
+        self.go = threading.Event()
+
+    def _spend(self, stage: Stage, count: int) -> None:
+        if stage is self._stage:
+            self.is_inside.set()
+            assert self.go.wait(10)
+
+
+def with_costs(engine: FakeEngine) -> tuple[FakeEngine, Costs]:
+    assert engine.known_costs is not None
+    return engine, engine.known_costs
+
+
 Start = Callable[..., Worker]
 
 
@@ -80,9 +99,9 @@ Start = Callable[..., Worker]
 def start(tmp_path: Path) -> Iterator[Start]:
     workers = []
 
-    def begin(**fake: Any) -> Worker:
+    def begin(engine: Callable[[WorkerConfig], FakeEngine] = FakeEngine, **fake: Any) -> Worker:
         config = WorkerConfig(engine="fake", slots=4, fake=FakeConfig(height=SIDE, width=SIDE, **fake))
-        worker = Worker("w", lambda: build_engine(config), tmp_path)
+        worker = Worker("w", lambda: with_costs(engine(config)), tmp_path)
         worker.start()
         worker.ready.result(timeout=10)
         workers.append(worker)
@@ -91,6 +110,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield begin
     for worker in workers:
         assert worker.stop(10)
+
+
+def start_held(start: Start, stage: Stage) -> tuple[Worker, Held]:
+    engines: list[Held] = []
+
+    def build(config: WorkerConfig) -> Held:
+        engines.append(Held(config, stage))
+        return engines[0]
+
+    return start(engine=build), engines[0]
 
 
 @pytest.fixture
@@ -264,14 +293,16 @@ def test_one_batcher_at_a_time(start: Start) -> None:
 
 
 def test_a_closed_session_frees_all_slots_while_a_tick_is_under_way(start: Start) -> None:
-    worker = start(denoise_s=0.2)
+    worker, engine = start_held(start, Stage.DENOISE)
     first = Driver(worker)
     for slot in range(4):
         first.admit(slot)
     first.tick(Stage.ENCODE, [0, 1, 2, 3])
     first.post(Stage.DENOISE, [0], [0])
     first.post(Stage.DENOISE, [1], [0])
+    assert engine.is_inside.wait(10)
     worker.close_session(first.session)
+    engine.go.set()
     second = Driver(worker)
     for slot in range(4):
         second.admit(slot, steps=1, seed=50 + slot)
@@ -281,7 +312,7 @@ def test_a_closed_session_frees_all_slots_while_a_tick_is_under_way(start: Start
 
 
 def test_a_closed_session_writes_no_picture(start: Start, tmp_path: Path) -> None:
-    worker = start(decode_s=0.2)
+    worker, engine = start_held(start, Stage.DECODE)
     driver = Driver(worker)
     arena = Arena(tmp_path, SIDE * SIDE * 3, 1)
     block = arena.borrow()
@@ -290,7 +321,9 @@ def test_a_closed_session_writes_no_picture(start: Start, tmp_path: Path) -> Non
     driver.tick(Stage.ENCODE, [0])
     driver.tick(Stage.DENOISE, [0], [0])
     driver.post(Stage.DECODE, [0])
+    assert engine.is_inside.wait(10)
     worker.close_session(driver.session)
+    engine.go.set()
     Driver(worker).tick(Stage.ENCODE, [0])  # answered after the decode
     assert not arena.read(block.output, SIDE, SIDE).any()
     arena.close()
@@ -317,14 +350,18 @@ def test_an_engine_that_cannot_be_built_says_so(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_refuses(start: Start) -> None:
-    driver = Driver(start(encode_s=0.3))
+    worker, engine = start_held(start, Stage.ENCODE)
+    driver = Driver(worker)
     driver.admit(0)
     driver.post(Stage.ENCODE, [0])
+    assert engine.is_inside.wait(10)
     accepted = 0
     while driver.worker.submit(driver.session, Release(3)):
         accepted += 1
-        assert accepted < 5000
-    assert accepted > 500
+        assert accepted <= MAX_WAITING
+    assert accepted == MAX_WAITING
+    driver.worker.close_session(driver.session)
+    engine.go.set()
 
 
 def test_a_mailbox_keeps_order_and_wakes_its_reader() -> None:
