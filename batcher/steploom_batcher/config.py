@@ -13,7 +13,9 @@ class TierConfig:
 
     steps: int = setting(35, "denoising steps where the request names none", at_least=1, at_most=1000)
     weight: float = setting(1.0, "share of the device under contention, relative to other tiers", above=0, at_most=1000)
-    deadline_s: float = setting(60.0, "seconds to the answer where the call has no deadline", above=0, at_most=3600)
+    deadline_s: float = setting(
+        60.0, "seconds in which an answer is due, and the deadline of a call that has none", above=0, at_most=3600
+    )
     max_queued: int = setting(256, "jobs that may wait for a slot; more are refused", at_least=0, at_most=1_000_000)
     adapter: str = setting("", "low-rank adapter of this tier's rows; empty: none")
 
@@ -45,16 +47,25 @@ class SchedulerConfig:
     )
     max_rows: int = setting(64, "most rows of a tick, whatever buckets a worker has", at_least=3, at_most=4096)
     batch_gain: float = setting(
-        0.08, "a bucket is enlarged while a row stays this share above the cheapest row", at_least=0, at_most=1
+        0.08,
+        "a tick is full when a row costs at most this share more than in the cheapest bucket",
+        at_least=0,
+        at_most=1,
     )
     max_queue_delay_s: float = setting(
         0.002, "seconds an idle worker waits at most for company, where it pays", at_least=0, at_most=10
     )
-    fairness: float = setting(
-        10.0, "seconds of slack that one second of device time owed to a tier outweighs", at_least=0, at_most=1000
+    margin: float = setting(
+        0.2,
+        "share by which the work ahead of a request is assumed to grow, when it is held against the deadline",
+        at_least=0,
+        at_most=10,
     )
-    max_wait_s: float = setting(
-        5.0, "seconds without a tick after which a running job goes before all others", above=0, at_most=600
+    fairness: float = setting(
+        1.0,
+        "seconds by which a tier's next job counts as due earlier for each second of device time it is owed",
+        at_least=0,
+        at_most=1000,
     )
     worker_grace_s: float = setting(
         30.0, "seconds for which a lost worker is expected back and jobs are still admitted", at_least=0, at_most=3600

@@ -56,17 +56,19 @@ class CostModel:
         """At the bucket where a row is cheapest: what a row adds to a busy device."""
         return min(seconds / bucket for bucket, seconds in self._seconds[stage].items())
 
-    def best_bucket(self, stage: Stage, rows: int, gain: float, limit_s: float) -> int:
-        """The bucket to fill when `rows` are ready: the smallest at which a row costs nearly the least it can.
+    def full_bucket(self, stage: Stage, gain: float) -> int:
+        """The smallest bucket whose cost per row is within `gain` of the least: more rows hardly pay."""
+        bound = (1.0 + gain) * self.seconds_per_row(stage)
+        return next(bucket for bucket, seconds in self._seconds[stage].items() if seconds / bucket <= bound)
 
-        A larger bucket makes every row in it wait longer, so it must pay: the choice is the smallest bucket whose cost
-        per row is within `gain` of the cheapest, among those that take at most `limit_s` (the smallest always counts).
+    def best_bucket(self, stage: Stage, rows: int, gain: float, limit_s: float) -> int:
+        """The bucket to fill when `rows` are ready: where they cost least each, up to the full one.
+
+        Only buckets that take at most `limit_s` are chosen from (the smallest always counts).
         """
-        table = self._seconds[stage]
-        fitting = [bucket for bucket in self._buckets[stage] if table[bucket] <= limit_s] or self._buckets[stage][:1]
-        per_row = {bucket: table[bucket] / min(bucket, rows) for bucket in fitting}
-        bound = (1.0 + gain) * min(per_row.values())
-        return next(bucket for bucket in fitting if per_row[bucket] <= bound)
+        table, full = self._seconds[stage], self.full_bucket(stage, gain)
+        fitting = [bucket for bucket in self._buckets[stage] if table[bucket] <= limit_s and bucket <= full]
+        return min(fitting or self._buckets[stage][:1], key=lambda bucket: table[bucket] / min(bucket, rows))
 
     def observe(self, stage: Stage, bucket: int, seconds: float) -> None:
         """Corrects the estimate by a measured tick."""

@@ -2,19 +2,20 @@
 
 A flow is the jobs of one tier with one key. Every tick's seconds are owed to the active flows by weight and charged to
 those whose rows ran. What a flow is owed is its *credit*, in seconds, and the scheduler subtracts a multiple of it from
-the slack of the flow's jobs: deadlines decide while shares are even, and a flow that gets too little gains urgency
-until it gets its share.
+the due time of the flow's jobs that have not begun: deadlines decide while shares are even, and a flow that gets too
+little begins jobs earlier until it gets its share.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from steploom_batcher.types import Key
 
 Flow = tuple[str, Key]  # tier, key
 
-# Bounds what a starved flow can claim at once; with the default gain it outweighs five minutes of slack.
+# Bounds what a starved flow can claim at once.
 _MAX_CREDIT_S = 30.0
 
 
@@ -23,7 +24,7 @@ class Shares:
 
     Args:
         weights: of each tier.
-        gain: seconds of slack that a second of credit outweighs.
+        gain: seconds of due time that a second of credit outweighs.
     """
 
     def __init__(self, weights: Mapping[str, float], gain: float) -> None:
@@ -39,7 +40,7 @@ class Shares:
         return self._credit.get(flow, 0.0)
 
     def urgency(self, flow: Flow) -> float:
-        """Seconds to take off the slack of the flow's jobs."""
+        """Seconds to take off the due time of the flow's next jobs."""
         return self._gain * self.credit(flow)
 
     def charge(self, rows: Mapping[Flow, int], seconds: float, active: Iterable[Flow]) -> None:
@@ -60,34 +61,56 @@ def _clamp(seconds: float) -> float:
 
 
 class Backlog:
-    """Seconds of admitted work that is not done, by when it is due."""
+    """Seconds of admitted work that is not done, by tier and by when it is due."""
 
     _GRAIN_S = 0.25  # due times are rounded up to it: a sum over some hundred sums, not over every job
 
+    _MEMORY_S = 30.0
+
     def __init__(self) -> None:
-        self._work: dict[int, float] = {}
+        self._work: dict[str, dict[int, float]] = {}
+        self._recent: dict[str, tuple[float, float]] = {}  # rate of arriving work, and when that was so
 
     def __repr__(self) -> str:
         return f"Backlog({self.total_s:.3f} s)"
 
     @property
+    def tiers(self) -> Iterable[str]:
+        """Those that ever had work."""
+        return self._work.keys()
+
+    @property
     def total_s(self) -> float:
         """All of it."""
-        return sum(self._work.values())
+        return sum(self.of(tier) for tier in self._work)
 
-    def add(self, due: float, seconds: float) -> None:
+    def of(self, tier: str) -> float:
+        """Seconds of a tier's work."""
+        return sum(self._work.get(tier, {}).values())
+
+    def add(self, tier: str, due: float, seconds: float) -> None:
         """Books work, or with negative seconds takes it off."""
+        work = self._work.setdefault(tier, {})
         grain = self._grain(due)
-        left = self._work.get(grain, 0.0) + seconds
+        left = work.get(grain, 0.0) + seconds
         if left > 1e-9:
-            self._work[grain] = left
+            work[grain] = left
         else:
-            self._work.pop(grain, None)
+            work.pop(grain, None)
 
-    def due_before(self, due: float) -> float:
-        """Seconds of the work that is due no later than `due`: what an earliest-deadline order runs first."""
+    def arrived(self, tier: str, seconds: float, now: float) -> None:
+        """Notes that a job of so much work was admitted, for `rate`."""
+        self._recent[tier] = (self.rate(tier, now) + seconds / self._MEMORY_S, now)
+
+    def rate(self, tier: str, now: float) -> float:
+        """Seconds of work that arrive in a second, of late: an exponential average over half a minute."""
+        rate, since = self._recent.get(tier, (0.0, now))
+        return rate * math.exp((since - now) / self._MEMORY_S)
+
+    def due_before(self, tier: str, due: float) -> float:
+        """Seconds of a tier's work that is due no later than `due`: what runs first in order of deadlines."""
         limit = self._grain(due)
-        return sum(seconds for grain, seconds in self._work.items() if grain <= limit)
+        return sum(seconds for grain, seconds in self._work.get(tier, {}).items() if grain <= limit)
 
     def _grain(self, due: float) -> int:
         return int(due / self._GRAIN_S) + 1

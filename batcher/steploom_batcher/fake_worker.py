@@ -15,11 +15,11 @@ Report = Callable[[TickReport], None]
 
 
 def flat_costs(encode_s: float, row_s: float, decode_s: float, max_rows: int = 24) -> StageCosts:
-    """A device that takes `row_s` for each row of a bucket, whatever its size; encode and decode up to 8 jobs."""
+    """A device that takes `row_s` a row and as much as six rows for the tick itself; encode and decode up to 8 jobs."""
     rows = [bucket for bucket in (1, 2, 3, 6, 12, 24, 48) if bucket <= max_rows]
     return {
         Stage.ENCODE: dict.fromkeys((1, 2, 4, 8), encode_s),
-        Stage.DENOISE: {bucket: row_s * bucket for bucket in rows},
+        Stage.DENOISE: {bucket: row_s * (bucket + 6) for bucket in rows},
         Stage.DECODE: dict.fromkeys((1, 2, 4, 8), decode_s),
     }
 

@@ -59,6 +59,7 @@ class Job:
     spec: JobSpec
     costs: JobCosts
     submitted: float
+    due: float  # when its tier owes the answer, or its own deadline if that is sooner: what it is ordered by
     sequence: int  # order of admission
 
     state: State = State.QUEUED
@@ -67,7 +68,6 @@ class Job:
     stage: Stage | None = Stage.ENCODE  # None: all is planned
     step: int = 0  # denoise: next step to plan, from 0
     in_flight: int = 0  # ticks that name it
-    last_planned: float = 0.0  # when it last entered a tick, or was submitted
     num_crashes: int = 0  # workers that died with this job in a tick
     work_left_s: float = 0.0  # counted in the backlog
 
@@ -80,7 +80,6 @@ class Job:
     denoise_rows: int = field(default=0)  # of all jobs, in this job's denoise ticks
 
     def __post_init__(self) -> None:
-        self.last_planned = self.submitted
         self.work_left_s = self.costs.total(self.costs.work_s, self.spec.steps)
 
     def move(self, state: State) -> None:
@@ -146,7 +145,6 @@ class Job:
         entry = Entry(self.spec.job_id, self.slot, self.step)
         self.in_flight += 1
         self.num_ticks += 1
-        self.last_planned = now
         if self.first_planned is None:
             self.first_planned = now
         if self.stage is Stage.ENCODE:

@@ -7,7 +7,8 @@ batch runs to its end, and only then does the next one start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -99,10 +100,15 @@ class Policy(Protocol):
 class StepPolicy:
     """There is no batch of requests, only rows that are ready.
 
-    Each tick takes the most urgent job, fills up with others of its stage and key in order of urgency, and is as large
-    as pays: up to the bucket where a row costs nearly the least it can, but no larger than the urgent job's slack
-    allows. Urgency is the latest start minus what the job's flow is owed; a job that no tick took for `max_wait_s`
-    goes before all of them.
+    Each tick takes the most urgent job and fills up with others of its stage and key in order of urgency, to the row
+    count where a row costs nearly the least it can, but no further than the urgent job's slack allows. Three rules keep
+    that good under overload too:
+
+    - The order is by due time, not by slack: with least slack first, jobs of equal deadlines take turns and all end
+      late, where by due time they end one after the other.
+    - What a flow is owed counts when a job begins, not while it runs: a job that has begun is not set back until its
+      deadline is lost, and its work with it.
+    - A flow has no more jobs in progress than fill a tick: more would make each tick no fuller and each job later.
     """
 
     def __init__(self, config: SchedulerConfig, shares: Shares) -> None:
@@ -112,32 +118,45 @@ class StepPolicy:
 
     def compose(self, worker: Worker, now: float) -> TickBuilder | None:
         ready = worker.ready()
-        if not ready:
+        if not ready or self._company.is_awaited(worker, ready, now):
             return None
-        ready.sort(key=self._order(now))
-        lead = ready[0]
-        mates = [job for job in ready if job.stage is lead.stage]
+        startable = self._startable(sorted(ready, key=self._urgency), worker.costs)
+        lead = self._lead(startable, worker.costs, now)
+        mates = [job for job in startable if job.stage is lead.stage]
         rows = sum(job.rows for job in mates)
-        if self._company.is_awaited(worker, ready, now):
-            return None
         return TickBuilder(lead.stage or Stage.ENCODE, self._bucket(worker.costs, lead, rows, now)).add_all(mates)
 
     def wake_at(self) -> float | None:
         return self._company.until
 
-    def _order(self, now: float) -> Callable[[Job], tuple[bool, float, int]]:
-        max_wait = self._config.max_wait_s
-        shares: dict[Flow, float] = {}
+    def _urgency(self, job: Job) -> tuple[float, int]:
+        """Smaller goes first."""
+        owed_s = self._shares.urgency(job.flow) if job.stage is Stage.ENCODE else 0.0
+        return job.due - owed_s, job.sequence
 
-        def urgency(job: Job) -> tuple[bool, float, int]:
-            if now - job.last_planned > max_wait:
-                return False, job.last_planned, job.sequence
-            flow = job.flow
-            if flow not in shares:
-                shares[flow] = self._shares.urgency(flow)
-            return True, job.latest_start - shares[flow], job.sequence
+    def _lead(self, jobs: Sequence[Job], costs: CostModel, now: float) -> Job:
+        """The most urgent job; or, where its denoise tick would not be full, the first that can begin and join it."""
+        lead = jobs[0]
+        if lead.stage is not Stage.DENOISE:
+            return lead
+        rows = sum(job.rows for job in jobs if job.stage is Stage.DENOISE)
+        fresh = next((job for job in jobs if job.stage is Stage.ENCODE), None)
+        if fresh is None or rows >= costs.full_bucket(Stage.DENOISE, self._config.batch_gain):
+            return lead
+        return fresh if now + costs.seconds(Stage.ENCODE, 1) <= lead.latest_start else lead
 
-        return urgency
+    def _startable(self, jobs: Sequence[Job], costs: CostModel) -> list[Job]:
+        """Leaves out jobs that need not begin yet: those of their flow that are due before them fill a tick."""
+        full = costs.full_bucket(Stage.DENOISE, self._config.batch_gain)
+        rows: Counter[Flow] = Counter()
+        startable = []
+        for job in jobs:
+            if job.stage is Stage.ENCODE and rows[job.flow] >= full:
+                continue
+            if job.stage is not Stage.DECODE:
+                rows[job.flow] += job.spec.rows
+            startable.append(job)
+        return startable
 
     def _bucket(self, costs: CostModel, lead: Job, rows: int, now: float) -> int:
         """Rows of the tick. A job that is late already cannot be saved by small ticks, so it does not shrink them."""

@@ -93,13 +93,15 @@ class Scheduler:
             assert isinstance(verdict, Refused)
             self._refused[verdict.cause.value] += 1
             return verdict
-        job = Job(spec, JobCosts.of(spec, model), now, next(self._sequence))
+        due = self._admission.due(spec, now)
+        job = Job(spec, JobCosts.of(spec, model), now, due, next(self._sequence))
         self._jobs[spec.job_id] = job
         self._flows[job.flow] += 1
-        self._backlog.add(spec.deadline, job.work_left_s)
+        self._backlog.add(spec.tier, due, job.work_left_s)
+        self._backlog.arrived(spec.tier, job.work_left_s, now)
         self._watch(job)
         self._enqueue(job)
-        self._assign_slots(now)
+        self._assign_slots()
         return verdict
 
     def cancel(self, job_id: str, now: float) -> list[Effect]:
@@ -135,6 +137,7 @@ class Scheduler:
         Raises:
             ValueError: a worker of that id is up, or it has no usable bucket.
         """
+        del now
         if profile.worker_id in self._workers:
             raise ValueError(f"worker {profile.worker_id!r} is up already")
         costs = CostModel(profile.costs, self._config.max_rows)
@@ -142,7 +145,7 @@ class Scheduler:
             raise ValueError(f"worker {profile.worker_id!r} has no bucket for a guided step of {len(Branch)} rows")
         self._workers[profile.worker_id] = Worker(profile, costs, list(range(profile.num_slots - 1, -1, -1)))
         self._lost.pop(profile.worker_id, None)
-        self._assign_slots(now)
+        self._assign_slots()
 
     def worker_down(self, worker_id: str, now: float) -> list[Effect]:
         """A worker is lost: its jobs go back to the queue and start again from their seeds."""
@@ -151,14 +154,14 @@ class Scheduler:
             return []
         self._lost[worker_id] = (worker.profile, now)
         effects = [effect for job in list(worker.jobs.values()) for effect in self._orphan(job)]
-        self._assign_slots(now)
+        self._assign_slots()
         return effects
 
     # Ticks: plan, execute, commit
 
     def next_ticks(self, now: float) -> list[Tick]:
         """What the workers should run now, in the order in which they should get it."""
-        self._assign_slots(now)
+        self._assign_slots()
         ticks = []
         self._wake = None
         for worker in sorted(self._workers.values(), key=lambda item: item.busy_until):
@@ -286,10 +289,10 @@ class Scheduler:
     def _enqueue(self, job: Job) -> None:
         self._queues[job.spec.tier][job.spec.job_id] = job
 
-    def _assign_slots(self, now: float) -> None:
+    def _assign_slots(self) -> None:
         """Gives free slots to queued jobs, the most urgent first, on the worker that has the most room."""
         while any(self._queues.values()) and any(worker.free_slots for worker in self._workers.values()):
-            choice = min(self._queue_heads(now), key=lambda item: item[0], default=None)
+            choice = min(self._queue_heads(), key=lambda item: item[0], default=None)
             if choice is None:
                 return
             job = choice[1]
@@ -299,18 +302,14 @@ class Scheduler:
             job.worker_id, job.slot = worker.worker_id, worker.free_slots.pop()
             worker.jobs[job.spec.job_id] = job
 
-    def _queue_heads(self, now: float) -> Iterator[tuple[tuple[bool, float, int], Job]]:
+    def _queue_heads(self) -> Iterator[tuple[tuple[float, int], Job]]:
         """The next job of each tier that some worker has a slot for, with its urgency."""
         for queue in self._queues.values():
             candidates = [job for job in queue.values() if self._serving(job.spec.key)]
             if not candidates:
                 continue
-            oldest = min(candidates, key=lambda job: job.sequence)
-            if now - oldest.submitted > self._config.max_wait_s:
-                yield (False, oldest.submitted, oldest.sequence), oldest
-                continue
-            job = min(candidates, key=lambda item: (item.latest_start, item.sequence))
-            yield (True, job.latest_start - self._shares.urgency(job.flow), job.sequence), job
+            job = min(candidates, key=lambda item: (item.due, item.sequence))
+            yield (job.due - self._shares.urgency(job.flow), job.sequence), job
 
     def _serving(self, key: Key) -> list[Worker]:
         return [worker for worker in self._workers.values() if worker.profile.key == key and worker.free_slots]
@@ -320,7 +319,7 @@ class Scheduler:
         self._flows[job.flow] -= 1
         if not self._flows[job.flow]:
             del self._flows[job.flow]
-        self._backlog.add(job.spec.deadline, -job.work_left_s)
+        self._backlog.add(job.spec.tier, job.due, -job.work_left_s)
         job.work_left_s = 0.0
         if job.state is State.QUEUED:
             del self._queues[job.spec.tier][job.spec.job_id]
@@ -349,7 +348,7 @@ class Scheduler:
             return []
         job.num_crashes += job.in_flight > 0
         work_s = job.costs.total(job.costs.work_s, job.spec.steps)
-        self._backlog.add(job.spec.deadline, work_s - job.work_left_s)
+        self._backlog.add(job.spec.tier, job.due, work_s - job.work_left_s)
         job.work_left_s = work_s
         job.restart()
         self._watch(job)
@@ -426,7 +425,7 @@ class Scheduler:
     def _commit(self, job: Job, entry: Entry, tick: Tick, outcome: Outcome, now: float) -> list[Effect]:
         job.record(tick, outcome.seconds, now)
         done_s = job.costs.work_s[tick.stage]
-        self._backlog.add(job.spec.deadline, -done_s)
+        self._backlog.add(job.spec.tier, job.due, -done_s)
         job.work_left_s -= done_s
         match tick.stage:
             case Stage.ENCODE:

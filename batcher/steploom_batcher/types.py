@@ -45,6 +45,9 @@ class Key:
     latent_shape: tuple[int, ...]  # channels, height, width
     conditioning: str = "text+image"  # which conditioning inputs the rows carry
 
+    def __hash__(self) -> int:
+        return hash(self.engine)  # it is looked up several times a tick; the string keeps its hash
+
 
 @dataclass(frozen=True)
 class JobSpec:

@@ -70,7 +70,6 @@ class Machine(RuleBasedStateMachine):
             lead_s=lead_s,
             tiers=tiers,
             max_queue_delay_s=MAX_DELAY_S,
-            max_wait_s=1.0,
         )
         self.config = config
         self.scheduler = Scheduler(config)
@@ -105,7 +104,7 @@ class Machine(RuleBasedStateMachine):
         assert isinstance(verdict, Refused)
         if verdict.cause is Cause.DEADLINE:
             assert verdict.predicted_s is not None
-            assert self.now + verdict.predicted_s > job.deadline
+            assert self.now + verdict.predicted_s > job.deadline - 1e-9
         if verdict.cause is Cause.NO_WORKER:
             assert not any(worker.profile.key == key for worker in self.workers.values())
 
