@@ -163,6 +163,9 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
     """Ends a call with the status that `error` stands for."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
+    if context.done():
+        log.debug("nobody is left to hear of this", exc_info=error)
+        return
     if isinstance(error, SteploomError):
         trailers = [*error.trailers()]
         details = error.details()

@@ -59,7 +59,7 @@ def read_edit(request: image_pb2.EditRequest, config: GatewayConfig, max_steps: 
         raise InvalidRequest(*violations)
     return EditOrder(
         picture=_picture(request.image),
-        instruction=request.instruction.strip(),
+        instruction=_composed(request.instruction),
         tier=request.tier,
         model=request.model,
         adapter=request.adapter,
@@ -159,8 +159,13 @@ def image_bounds(config: GatewayConfig) -> ImageBounds:
     return ImageBounds(config.max_image_bytes, config.max_image_side, config.max_image_pixels)
 
 
+def _composed(instruction: str) -> str:
+    """Without outer blanks, in Unicode's composed form: some keyboards send Korean letter by letter."""
+    return unicodedata.normalize("NFC", instruction.strip())
+
+
 def _instruction_problem(instruction: str, max_chars: int) -> str | None:
-    instruction = instruction.strip()
+    instruction = _composed(instruction)
     if not instruction:
         return "is empty"
     if len(instruction) > max_chars:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,13 @@ async def test_edit_answers_the_picture_and_what_was_done(house: House) -> None:
     assert (job.seed, job.without_progress, job.instruction) == (2**64 - 1, True, "make the hair blond")
     assert job.pixels.HasField("region")
     assert job.HasField("output")
+
+
+async def test_an_instruction_in_decomposed_korean_reaches_the_model_composed(house: House) -> None:
+    typed = unicodedata.normalize("NFD", "금발로 만들어 줘")
+    assert typed != "금발로 만들어 줘"
+    await house.stub.Edit(request(instruction=f"  {typed} "))
+    assert house.batcher.requests[-1].instruction == "금발로 만들어 줘"
 
 
 async def test_stream_gives_events_in_order_with_previews(house: House) -> None:
