@@ -13,7 +13,6 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterator
 
 from steploom_batcher.admission import Admission
 from steploom_batcher.config import SchedulerConfig
@@ -44,6 +43,7 @@ from steploom_batcher.types import (
     WorkerProfile,
     WorkerStats,
 )
+from steploom_batcher.waiting import WaitingRoom
 from steploom_common.guidance import Branch
 
 # A job is given up before its deadline only when even half of the predicted remaining time would be too long: the
@@ -57,7 +57,7 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig) -> None:
         self._config = config
         self._jobs: dict[str, Job] = {}
-        self._queues: dict[str, dict[str, Job]] = {tier: {} for tier in config.tiers}
+        self._waiting = WaitingRoom()
         self._workers: dict[str, Worker] = {}
         self._lost: dict[str, tuple[WorkerProfile, float]] = {}  # workers expected back, and since when they are gone
         self._backlog = Backlog()
@@ -100,7 +100,7 @@ class Scheduler:
         self._backlog.add(spec.tier, due, job.work_left_s)
         self._backlog.arrived(spec.tier, job.work_left_s, now)
         self._watch(job)
-        self._enqueue(job)
+        self._waiting.enter(job)
         self._assign_slots()
         return verdict
 
@@ -231,7 +231,7 @@ class Scheduler:
         running = Counter(job.spec.tier for job in self._jobs.values() if job.state is not State.QUEUED)
         return SchedulerStats(
             tiers={
-                name: TierStats(len(self._queues[name]), running[name], tier.max_queued)
+                name: TierStats(self._waiting.of(name), running[name], tier.max_queued)
                 for name, tier in self._config.tiers.items()
             },
             workers={
@@ -266,7 +266,7 @@ class Scheduler:
         if model is None:
             return Refused(Cause.NO_WORKER, "no worker is up", retry_after_s=1.0)
         serving = [worker for worker in self._workers.values() if worker.profile.key == spec.key]
-        return self._admission.decide(spec, JobCosts.of(spec, model), serving, len(self._queues[spec.tier]), now)
+        return self._admission.decide(spec, JobCosts.of(spec, model), serving, self._waiting.of(spec.tier), now)
 
     def _model_for(self, key: Key, now: float) -> CostModel | None:
         """Costs to predict with: those of a worker that serves the key, or of one that is expected back."""
@@ -286,33 +286,21 @@ class Scheduler:
 
     # Slots
 
-    def _enqueue(self, job: Job) -> None:
-        self._queues[job.spec.tier][job.spec.job_id] = job
-
     def _assign_slots(self) -> None:
-        """Gives free slots to queued jobs, the most urgent first, on the worker that has the most room."""
-        while any(self._queues.values()) and any(worker.free_slots for worker in self._workers.values()):
-            choice = min(self._queue_heads(), key=lambda item: item[0], default=None)
-            if choice is None:
+        """Gives free slots to waiting jobs, the most urgent first, on the worker that has the most room."""
+        while self._waiting:
+            heads = [job for job in self._waiting.heads() if self._with_room(job.spec.key)]
+            if not heads:
                 return
-            job = choice[1]
-            worker = max(self._serving(job.spec.key), key=lambda item: len(item.free_slots))
-            del self._queues[job.spec.tier][job.spec.job_id]
+            job = min(heads, key=lambda item: (item.due - self._shares.urgency(item.flow), item.sequence))
+            worker = max(self._with_room(job.spec.key), key=lambda item: len(item.free_slots))
+            self._waiting.leave(job)
             job.move(State.RUNNING)
             job.worker_id, job.slot = worker.worker_id, worker.free_slots.pop()
             worker.jobs[job.spec.job_id] = job
 
-    def _queue_heads(self) -> Iterator[tuple[tuple[float, int], Job]]:
-        """The next job of each tier that some worker has a slot for, with its urgency."""
-        for queue in self._queues.values():
-            candidates = [job for job in queue.values() if self._serving(job.spec.key)]
-            if not candidates:
-                continue
-            job = min(candidates, key=lambda item: (item.due, item.sequence))
-            yield (job.due - self._shares.urgency(job.flow), job.sequence), job
-
-    def _serving(self, key: Key) -> list[Worker]:
-        return [worker for worker in self._workers.values() if worker.profile.key == key and worker.free_slots]
+    def _with_room(self, key: Key) -> list[Worker]:
+        return [worker for worker in self._workers.values() if worker.free_slots and worker.profile.key == key]
 
     def _leave(self, job: Job) -> list[Effect]:
         """Ends a job: at once where no tick names its slot."""
@@ -322,7 +310,7 @@ class Scheduler:
         self._backlog.add(job.spec.tier, job.due, -job.work_left_s)
         job.work_left_s = 0.0
         if job.state is State.QUEUED:
-            del self._queues[job.spec.tier][job.spec.job_id]
+            self._waiting.leave(job)
             self._end(job)
             return []
         if job.in_flight:
@@ -353,7 +341,7 @@ class Scheduler:
         job.restart()
         self._watch(job)
         job.move(State.QUEUED)
-        self._enqueue(job)
+        self._waiting.enter(job)
         if job.num_crashes < self._config.max_crashes:
             return [Requeued(job.spec.job_id)]
         self._counts["failed"] += 1

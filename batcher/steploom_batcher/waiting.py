@@ -1,0 +1,47 @@
+"""Jobs that wait for a slot, ready to be asked for the first of each flow."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+
+from steploom_batcher.fairness import Flow
+from steploom_batcher.job import Job, State
+
+
+class WaitingRoom:
+    """One heap a flow, by due time. A job that leaves stays in its heap until it comes to the top."""
+
+    def __init__(self) -> None:
+        self._heaps: dict[Flow, list[tuple[float, int, Job]]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"WaitingRoom({dict(self._counts)})"
+
+    def __len__(self) -> int:
+        return self._counts.total()
+
+    def of(self, tier: str) -> int:
+        """How many jobs of a tier wait."""
+        return self._counts[tier]
+
+    def enter(self, job: Job) -> None:
+        """Takes a job whose state is QUEUED."""
+        heapq.heappush(self._heaps.setdefault(job.flow, []), (job.due, job.sequence, job))
+        self._counts[job.spec.tier] += 1
+
+    def leave(self, job: Job) -> None:
+        """Lets a job go; its state is no longer QUEUED when `heads` is next asked."""
+        self._counts[job.spec.tier] -= 1
+
+    def heads(self) -> Iterator[Job]:
+        """The job of each flow that is due first."""
+        for flow, heap in list(self._heaps.items()):
+            while heap and heap[0][2].state is not State.QUEUED:
+                heapq.heappop(heap)
+            if heap:
+                yield heap[0][2]
+            else:
+                del self._heaps[flow]
