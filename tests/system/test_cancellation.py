@@ -13,7 +13,7 @@ import pytest
 from steploom.aio import Client
 from steploom.errors import DeadlineExceeded
 from steploom_loadtest.pictures import portrait
-from steploom_loadtest.stack import Stack, Tables
+from steploom_loadtest.stack import Stack, Tables, arenas_of
 from steploom_protos.v1 import image_pb2 as pb
 from steploom_protos.v1.image_pb2_grpc import ImageServiceStub
 
@@ -92,6 +92,9 @@ async def test_cancelled_requests_leave_nothing(start_stack: StartStack) -> None
 
     async with Client(stack.gateway) as client:  # and it still serves
         assert (await client.edit(portrait(), "z", tier="free", timeout=30.0)).timings.ticks == 5
+    gateway = stack.pids()["gateway"]
+    assert await asyncio.to_thread(stack.stop) == 0
+    assert not arenas_of(gateway)
     for word in ("Traceback", "Task was destroyed", "never retrieved", "never awaited"):
         assert word not in stack.log
 
