@@ -45,7 +45,7 @@ class WorkerConfig:
     decode_buckets: tuple[int, ...] = setting(
         (1, 2, 4), "jobs of a decode tick that are measured", at_least=1, at_most=4096
     )
-    warmup_repeats: int = setting(3, "measurements of each bucket; the median counts", at_least=1, at_most=100)
+    warmup_repeats: int = setting(3, "most measurements of each bucket; the median counts", at_least=1, at_most=100)
     drain_s: float = setting(30.0, "seconds for jobs in slots to end once asked to stop", at_least=0, at_most=3600)
     fake: FakeConfig = section(FakeConfig, "the fake engine")
 

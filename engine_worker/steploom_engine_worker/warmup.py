@@ -16,6 +16,9 @@ from steploom_engine_worker.engine import Costs, Engine, Job, Stage
 
 log = logging.getLogger(__name__)
 
+# Seconds of measurement after which a bucket's cost is known well enough: a worker that comes back must not dwell.
+_ENOUGH_S = 0.2
+
 # Guidance scales (text, picture) that make a step of so many rows.
 _SCALES_BY_ROWS = {1: (1.0, 1.0), 2: (2.0, 2.0), 3: (2.0, 1.5)}
 
@@ -72,13 +75,16 @@ def _measure_denoise(engine: Engine, buckets: Iterable[int], repeats: int) -> di
 
 
 def _median_seconds(runs: Sequence[Callable[[], object]]) -> float:
-    """Of all but the first."""
-    seconds = []
-    for run in runs:
+    """Of all but the first; a slow bucket needs no more than one."""
+    seconds: list[float] = []
+    runs[0]()
+    for run in runs[1:]:
         begin = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds[1:])
+        if sum(seconds) > _ENOUGH_S:
+            break
+    return statistics.median(seconds)
 
 
 def _admit(engine: Engine, rows: list[int], steps: int) -> list[int]:
