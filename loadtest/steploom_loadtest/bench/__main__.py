@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from steploom_loadtest.bench import control_plane, policies, single
+from steploom_loadtest.bench import control_plane, overload, policies, single
 from steploom_loadtest.bench.outcome import Options, Outcome, show
 from steploom_loadtest.stack import StackError
 
@@ -24,6 +24,7 @@ _EMBEDDED = Path(__file__).parents[3] / "models" / "avatar-edit" / "model_index.
 BENCHMARKS: dict[str, Callable[[Options], Outcome]] = {
     single.NAME: single.run,
     policies.NAME: policies.run,
+    overload.NAME: overload.run,
     control_plane.NAME: control_plane.run,
 }
 
