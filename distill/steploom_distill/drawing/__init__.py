@@ -1,0 +1,1 @@
+"""Batched vector drawing of avatar scenes with torch."""

@@ -1,0 +1,97 @@
+"""Gathers the trained parts into a model directory in diffusers' layout, in half precision."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from .models import build_scheduler
+from .sampling import Guidance
+
+MANIFEST = "steploom.json"
+PARTS = ("unet", "vae", "text_encoder")
+INDEX = {
+    "_class_name": "StableDiffusionInstructPix2PixPipeline",
+    "_diffusers_version": "0.42.1",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def pack(run: Path, out: Path, name: str, steps: int, guidance: Guidance) -> None:
+    """Write ``run``'s unet, vae, text encoder and tokenizer to ``out`` as float16 safetensors, with a manifest."""
+    out.mkdir(parents=True, exist_ok=True)
+    unet = UNet2DConditionModel.from_pretrained(run / "unet")
+    vae = AutoencoderKL.from_pretrained(run / "vae")
+    resolution = int(vae.config["sample_size"])
+    unet.half().save_pretrained(out / "unet", max_shard_size="16MB")
+    vae.half().save_pretrained(out / "vae")
+    CLIPTextModel.from_pretrained(run / "text_encoder", dtype=torch.float16).save_pretrained(out / "text_encoder")
+    build_scheduler().save_pretrained(out / "scheduler")
+    _pack_tokenizer(CLIPTokenizer.from_pretrained(run / "tokenizer"), out / "tokenizer")
+    (out / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+    write_manifest(out, name, resolution, steps, guidance)
+
+
+def _pack_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Both forms: ``tokenizer.json``, and the vocabulary and merges that older readers want."""
+    tokenizer.save_pretrained(folder)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False) + "\n", encoding="utf-8")
+    merges = "\n".join(pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+
+
+def write_manifest(folder: Path, name: str, resolution: int, steps: int, guidance: Guidance) -> None:
+    """The model's name, its defaults, and the hash of its weights that adapters are bound to."""
+    manifest = {
+        "format": 1,
+        "name": name,
+        "resolution": resolution,
+        "defaults": {
+            "sampler": "ddim",
+            "steps": steps,
+            "guidance_scale": guidance.text,
+            "image_guidance_scale": guidance.image,
+        },
+        "weights_sha256": weights_hash(folder),
+        "adapters": [],
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> Mapping[str, object]:
+    """The manifest of a model directory."""
+    loaded: dict[str, object] = json.loads((folder / MANIFEST).read_text())
+    return loaded
+
+
+def default_guidance(manifest: Mapping[str, object]) -> tuple[Guidance, int]:
+    """The default guidance and step count of a manifest."""
+    defaults = manifest["defaults"]
+    assert isinstance(defaults, dict)
+    guidance = Guidance(float(defaults["guidance_scale"]), float(defaults["image_guidance_scale"]))
+    return guidance, int(defaults["steps"])
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 over the safetensors files of the unet, vae and text encoder, in the order of their paths."""
+    digest = hashlib.sha256()
+    files = sorted(path for part in PARTS for path in (folder / part).glob("*.safetensors"))
+    for path in files:
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
