@@ -14,13 +14,12 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
-from steploom_common.settings import ConfigError, check, from_table, setting
 from steploom_engine_worker.errors import ModelError
-from steploom_engine_worker.model_files import ModelFiles, PartFiles, check_directory, read_json
+from steploom_engine_worker.manifest import SAMPLERS, Manifest, ModelDefaults, read_manifest
+from steploom_engine_worker.model_files import ModelFiles, PartFiles, check_directory
 from steploom_engine_worker.schedule import Sampler, ScheduleConfig, ScheduleError
 
 _VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-_SAMPLERS = {"ddim": Sampler.DDIM, "euler": Sampler.EULER, "dpmpp_2m": Sampler.DPMPP_2M}
 
 # What stands nearest to the scheduler that a checkpoint was published with; any other: DDIM.
 _SAMPLER_OF_SCHEDULER = {
@@ -31,20 +30,6 @@ _SAMPLER_OF_SCHEDULER = {
 
 # Conditions of a UNet beyond text and picture; an InstructPix2Pix has none of them.
 _FOREIGN_CONDITIONS = ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type")
-
-
-@dataclass(frozen=True)
-class ModelDefaults:
-    """`steploom.json` of a model directory: what a request gets that does not say. Each key may be absent."""
-
-    steps: int = setting(35, "denoising steps", at_least=1, at_most=1000)
-    guidance_scale: float = setting(7.5, "pull towards the instruction", at_least=1, at_most=30)
-    image_guidance_scale: float = setting(1.5, "pull towards the input picture", at_least=1, at_most=10)
-    sampler: str = setting("", "empty: by the scheduler of the directory", choices=("", *_SAMPLERS))
-    resolution: int = setting(0, "pixels a side; 0: the UNet's own", at_least=0, at_most=4096)
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)
@@ -83,20 +68,20 @@ def load_model(root: Path, dtype: torch.dtype = torch.float32) -> Model:
     """
     files = check_directory(root)
     _check_fit(files)
-    defaults = _read_defaults(root / "steploom.json")
+    manifest = read_manifest(root)
     transformers.utils.logging.disable_progress_bar()
     factor = _vae_factor(files.parts["vae"])
     return Model(
-        name=root.resolve().name,
+        name=manifest.name or root.resolve().name,
         digest=files.digest(),
         unet=_load(UNet2DConditionModel, files.parts["unet"], dtype),
         vae=_load(_VAES[files.parts["vae"].class_name], files.parts["vae"], dtype),
         text_encoder=_load(transformers.CLIPTextModel, files.parts["text_encoder"], dtype),
         tokenizer=_load_tokenizer(files.parts["tokenizer"]),
         schedule=_read_schedule(files.parts["scheduler"]),
-        default_sampler=_default_sampler(defaults, files.parts["scheduler"]),
-        defaults=defaults,
-        side=_side(files, defaults, factor),
+        default_sampler=_default_sampler(manifest.defaults, files.parts["scheduler"]),
+        defaults=manifest.defaults,
+        side=_side(files, manifest, factor),
         vae_factor=factor,
     )
 
@@ -126,25 +111,16 @@ def _vae_factor(vae: PartFiles) -> int:
     return int(2 ** (len(levels) - 1))
 
 
-def _side(files: ModelFiles, defaults: ModelDefaults, factor: int) -> int:
+def _side(files: ModelFiles, manifest: Manifest, factor: int) -> int:
     unet = files.parts["unet"]
     size = unet.config.get("sample_size")
-    side = defaults.resolution or (size * factor if isinstance(size, int) else 0)
+    side = manifest.resolution or (size * factor if isinstance(size, int) else 0)
     if side <= 0:
         raise ModelError(unet.folder / "config.json", f"sample_size is {size!r}, expected the latents' side")
     multiple = int(factor * 2 ** (len(unet.config.get("block_out_channels", ())) - 1))
     if side % multiple:
         raise ModelError(files.root, f"resolution is {side}, expected a multiple of {multiple}")
     return side
-
-
-def _read_defaults(file: Path) -> ModelDefaults:
-    if not file.exists():
-        return ModelDefaults()
-    try:
-        return from_table(ModelDefaults, read_json(file), "")
-    except ConfigError as error:
-        raise ModelError(file, str(error)) from None
 
 
 def _read_schedule(scheduler: PartFiles) -> ScheduleConfig:
@@ -156,7 +132,7 @@ def _read_schedule(scheduler: PartFiles) -> ScheduleConfig:
 
 def _default_sampler(defaults: ModelDefaults, scheduler: PartFiles) -> Sampler:
     if defaults.sampler:
-        return _SAMPLERS[defaults.sampler]
+        return SAMPLERS[defaults.sampler]
     return _SAMPLER_OF_SCHEDULER.get(str(scheduler.config.get("_class_name")), Sampler.DDIM)
 
 

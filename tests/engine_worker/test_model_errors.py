@@ -159,15 +159,26 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
         "expected a safetensors file",
     ),
     "shard index empty": (shard_and(edit(INDEX, weight_map={})), "weight_map is missing or empty"),
-    "defaults with unknown key": (write("steploom.json", b'{"stepz": 3}'), "stepz: unknown key, did you mean 'steps'"),
-    "defaults out of bounds": (write("steploom.json", b'{"guidance_scale": 99}'), "guidance_scale: is 99.0, must be"),
-    "defaults with odd size": (
+    "manifest with unknown key": (
+        write("steploom.json", b'{"defaults": {"stepz": 3}}'),
+        "defaults.stepz: unknown key, did you mean 'steps'",
+    ),
+    "manifest out of bounds": (
+        write("steploom.json", b'{"defaults": {"guidance_scale": 99}}'),
+        r"defaults\.guidance_scale: is 99.0, must be",
+    ),
+    "manifest of another format": (write("steploom.json", b'{"format": 2}'), "format: is 2, must be at least 1"),
+    "manifest with odd size": (
         write("steploom.json", b'{"resolution": 100}'),
         "resolution is 100, expected a multiple of 64",
     ),
-    "defaults with unknown sampler": (
-        write("steploom.json", b'{"sampler": "lms"}'),
+    "manifest with unknown sampler": (
+        write("steploom.json", b'{"defaults": {"sampler": "lms"}}'),
         "sampler: is 'lms', must be one of",
+    ),
+    "manifest of other weights": (
+        write("steploom.json", b'{"weights_sha256": "00"}'),
+        "weights_sha256 is not that of the weights",
     ),
 }
 
@@ -204,9 +215,11 @@ def test_loads_half_precision_files_where_there_are_no_others(directory: Path, t
 def test_defaults_of_a_directory(directory: Path) -> None:
     published = load_model(directory)
     assert (published.default_sampler, published.side, published.defaults.steps) == (Sampler.EULER, 64, 35)
-    (directory / "steploom.json").write_text('{"sampler": "dpmpp_2m", "resolution": 128, "steps": 20}')
+    (directory / "steploom.json").write_text(
+        '{"name": "mine", "resolution": 128, "defaults": {"sampler": "dpmpp_2m", "steps": 20}}'
+    )
     own = load_model(directory)
-    assert (own.default_sampler, own.side, own.defaults.steps) == (Sampler.DPMPP_2M, 128, 20)
+    assert (own.name, own.default_sampler, own.side, own.defaults.steps) == ("mine", Sampler.DPMPP_2M, 128, 20)
 
 
 def test_equal_digests_mean_equal_pictures(directory: Path, tiny_model_dir: Path) -> None:
