@@ -118,7 +118,7 @@ class StepPolicy:
 
     def compose(self, worker: Worker, now: float) -> TickBuilder | None:
         ready = worker.ready()
-        if not ready or self._company.is_awaited(worker, ready, now):
+        if self._company.is_awaited(worker, ready, now) or not ready:
             return None
         startable = self._startable(sorted(ready, key=self._urgency), worker.costs)
         lead = self._lead(startable, worker.costs, now)
@@ -192,13 +192,11 @@ class RequestPolicy:
     def _form(self, worker: Worker, now: float) -> bool:
         """Fills the worker's batch; False where there is nothing to run, or company is awaited."""
         waiting = sorted(worker.ready(), key=lambda job: job.sequence)
-        if not waiting:
+        lead = waiting[0] if waiting else None
+        mates = [job for job in waiting if lead and (job.spec.steps, job.spec.rows) == (lead.spec.steps, lead.spec.rows)]
+        if self._company.is_awaited(worker, mates, now) or lead is None:
             return False
-        lead = waiting[0]
-        mates = [job for job in waiting if (job.spec.steps, job.spec.rows) == (lead.spec.steps, lead.spec.rows)]
         rows = len(mates) * lead.spec.rows
-        if self._company.is_awaited(worker, mates, now):
-            return False
         bucket = worker.costs.best_bucket(Stage.DENOISE, rows, self._config.batch_gain, float("inf"))
         worker.batch = mates[: max(1, bucket // lead.spec.rows)]
         return True
@@ -213,7 +211,9 @@ class Company:
 
     def is_awaited(self, worker: Worker, jobs: Sequence[Job], now: float) -> bool:
         """Only where the worker has nothing else to do, and none of the jobs has begun or would come too late."""
-        self.until = None
+        self.until = None  # also where there is no job any more: a wait that outlives its jobs would wake for nothing
+        if not jobs:
+            return False
         until = min(job.submitted for job in jobs) + self._max_delay
         if worker.ticks or now >= until or any(job.stage is not Stage.ENCODE for job in jobs):
             return False

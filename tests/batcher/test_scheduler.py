@@ -288,6 +288,17 @@ def test_an_idle_worker_waits_for_company_only_where_it_pays() -> None:
     assert len(scheduler.next_ticks(0.0)) >= 1, "rows that cost the same together and apart need not wait"
 
 
+@pytest.mark.parametrize("policy", ["step", "request"])
+def test_a_wait_for_company_ends_with_the_job_that_waits(policy: str) -> None:
+    bench = Bench(max_queue_delay_s=0.002, policy=policy)
+    bench.admit(spec("a", steps=10))
+    assert bench.plan() == []
+    bench.scheduler.cancel("a", 0.001)
+    bench.now = 0.001
+    assert bench.plan() == []
+    assert bench.scheduler.wake_at() is None, "a driver would wake for nothing, without end"
+
+
 def test_the_next_tick_is_planned_shortly_before_the_last_one_ends() -> None:
     bench = Bench(ticks_in_flight=2, lead_s=0.005)
     bench.admit(spec("a", steps=3))

@@ -232,6 +232,8 @@ class Machine(RuleBasedStateMachine):
             worker.queue.append(tick)
             assert len(worker.queue) <= self.config.ticks_in_flight
         assert self.scheduler.next_ticks(self.now) == [], "planning twice plans the same thing twice"
+        wake = self.scheduler.wake_at()
+        assert wake is None or wake > self.now, "a driver would wake again and again, and nothing would change"
 
     def jobs_are_conserved(self) -> None:
         stats = self.scheduler.statistics()
