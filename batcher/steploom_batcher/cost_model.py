@@ -71,6 +71,12 @@ class CostModel:
         return min(fitting or self._buckets[stage][:1], key=lambda bucket: table[bucket] / min(bucket, rows))
 
     def observe(self, stage: Stage, bucket: int, seconds: float) -> None:
-        """Corrects the estimate by a measured tick."""
+        """Corrects the estimate by a measured tick.
+
+        More rows never cost less: estimates of other buckets that contradict the corrected one give way to it. Else one
+        that a busy moment at warm-up made too large would never be tried, and so never be corrected.
+        """
         table = self._seconds[stage]
         table[bucket] += _SMOOTHING * (max(_FLOOR_S, seconds) - table[bucket])
+        for other, estimate in table.items():
+            table[other] = min(estimate, table[bucket]) if other < bucket else max(estimate, table[bucket])

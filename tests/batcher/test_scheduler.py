@@ -375,11 +375,21 @@ def test_admission_counts_what_other_tiers_will_get_meanwhile() -> None:
     assert beside.predicted_s == pytest.approx(2 * work_s * (1 + 3), rel=0.01), "the pro tier has thrice the weight"
 
 
+def test_a_bucket_that_was_measured_too_slow_is_corrected_by_larger_ones() -> None:
+    costs = CostModel({**COSTS, Stage.DENOISE: {3: 0.010, 6: 0.050, 12: 0.020, 24: 0.060}}, 64)
+    costs.observe(Stage.DENOISE, 12, 0.020)
+    assert costs.seconds(Stage.DENOISE, 6) == pytest.approx(0.020)
+    assert costs.seconds(Stage.DENOISE, 24) == 0.060
+    for _ in range(60):
+        costs.observe(Stage.DENOISE, 12, 0.080)
+    assert costs.seconds(Stage.DENOISE, 24) == pytest.approx(0.080, rel=0.01)
+
+
 def test_costs_follow_measurements() -> None:
     costs = CostModel(COSTS, 64)
     for _ in range(60):
         costs.observe(Stage.DENOISE, 3, 0.028)
     assert costs.seconds(Stage.DENOISE, 3) == pytest.approx(0.028, rel=0.01)
-    assert costs.seconds(Stage.DENOISE, 4) == COSTS[Stage.DENOISE][6]
+    assert costs.seconds(Stage.DENOISE, 7) == COSTS[Stage.DENOISE][12]
     with pytest.raises(ValueError, match="no denoise bucket"):
         CostModel(COSTS | {Stage.DENOISE: {12: 0.1}}, max_rows=3)
