@@ -143,9 +143,9 @@ def picture_to_wire(picture: Picture) -> pb.Pixels:
 
 def region_from_wire(region: pb.Region) -> RegionRef:
     """A stretch of shared memory."""
-    return RegionRef(region.path, region.offset, region.size)
+    return RegionRef(region.path, region.offset, region.size, region.lease)
 
 
 def region_to_wire(region: RegionRef) -> pb.Region:
     """The inverse of `region_from_wire`."""
-    return pb.Region(path=region.path, offset=region.offset, size=region.size)
+    return pb.Region(path=region.path, offset=region.offset, size=region.size, lease=region.lease)

@@ -1,15 +1,22 @@
 """Pixels between processes of one host without a copy through a socket: a file in memory, cut into equal blocks.
 
-The gateway owns an arena. A job borrows a block for its life; the block's first half holds the picture that came in
-and its second half the picture that goes out, so that a job whose worker died can start again from an intact input.
+The gateway owns an arena. A job borrows a block for its life; the block's first part holds the picture that came in
+and its last part the picture that goes out, so that a job whose worker died can start again from an intact input.
+
+Between the two lies the *lease*: a number that is new with every loan. Who writes the picture that goes out looks at it
+first, so that a worker that was given up for lost, and comes to itself after the block was lent again, does not put its
+picture into somebody else's.
 """
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import mmap
 import os
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +26,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]  # [height, width, 3]
 
 _PREFIX = "steploom-arena-"
+_LEASE = struct.Struct("=Q")  # right before an output region; 0: not lent
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class RegionRef:
     path: str
     offset: int  # bytes
     size: int  # bytes
+    lease: int = 0  # of the loan that the region belongs to; 0: it is only read
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,10 @@ class Arena:
         remove_stale(directory)
         self.path = directory / f"{_PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
         self.block_bytes = block_bytes
-        self._map = _create(self.path, 2 * block_bytes * num_blocks)
+        self._output_at = -(-block_bytes // _LEASE.size) * _LEASE.size + _LEASE.size  # within a block, aligned
+        self._stride = 2 * self._output_at
+        self._map = _create(self.path, self._stride * num_blocks)
+        self._leases = itertools.count(1)
         self._free = list(range(num_blocks - 1, -1, -1))
         self._num_blocks = num_blocks
 
@@ -75,12 +87,10 @@ class Arena:
         if not self._free:
             return None
         index = self._free.pop()
-        start = 2 * self.block_bytes * index
-        return Block(
-            index,
-            RegionRef(str(self.path), start, self.block_bytes),
-            RegionRef(str(self.path), start + self.block_bytes, self.block_bytes),
-        )
+        start, lease = self._stride * index, next(self._leases)
+        output = RegionRef(str(self.path), start + self._output_at, self.block_bytes, lease)
+        _LEASE.pack_into(self._map, output.offset - _LEASE.size, lease)
+        return Block(index, RegionRef(str(self.path), start, self.block_bytes), output)
 
     def give_back(self, block: Block) -> None:
         """Ends a loan. The worker must be done with the block.
@@ -90,6 +100,7 @@ class Arena:
         """
         if block.index in self._free or not 0 <= block.index < self._num_blocks:
             raise ValueError(f"block {block.index} of {self!r} is not borrowed")
+        _LEASE.pack_into(self._map, block.output.offset - _LEASE.size, 0)
         self._free.append(block.index)
 
     def write(self, region: RegionRef, pixels: Pixels) -> None:
@@ -125,7 +136,8 @@ class ArenaViews:
         """The picture in a region, without a copy: writes go to the arena.
 
         Raises:
-            ValueError: a path outside the arena folder, or a region that is too small or outside of the file.
+            ValueError: a path outside the arena folder, a region that is too small or outside of the file, or one whose
+                loan has ended.
         """
         return _picture(self._mapped(region.path), region, height, width)
 
@@ -147,17 +159,21 @@ class ArenaViews:
 def remove_stale(directory: Path) -> None:
     """Removes the arenas of processes that are gone."""
     for file in directory.glob(f"{_PREFIX}*"):
-        owner = file.name.removeprefix(_PREFIX).split("-")[0]
-        if owner.isdigit() and not _is_alive(int(owner)):
-            file.unlink(missing_ok=True)
+        with suppress(OSError):  # another user's, or removed meanwhile
+            if _is_abandoned(file):
+                file.unlink()
 
 
-def _is_alive(pid: int) -> bool:
-    """A process that was killed may stay a zombie for long: in a container whose first process reaps nobody."""
+def _is_abandoned(file: Path) -> bool:
+    """An owner holds a lock as long as it lives: unlike its pid, that is the same in every container, and never reused."""
+    descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")  # proc(5)
-    except (FileNotFoundError, ProcessLookupError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_size > 0  # else it is just being made: its owner takes the lock next
+    except BlockingIOError:
         return False
+    finally:
+        os.close(descriptor)
 
 
 def _picture(memory: mmap.mmap, region: RegionRef, height: int, width: int) -> Pixels:
@@ -165,12 +181,20 @@ def _picture(memory: mmap.mmap, region: RegionRef, height: int, width: int) -> P
     is_within = 0 <= region.offset <= len(memory) - size and size <= region.size
     if height < 1 or width < 1 or not is_within:
         raise ValueError(f"a picture of {height}x{width} does not fit into {region}")
+    if region.lease and not _is_lent(memory, region):
+        raise ValueError(f"the loan of {region} has ended")
     return np.frombuffer(memory, np.uint8, size, region.offset).reshape(height, width, 3)
 
 
+def _is_lent(memory: mmap.mmap, region: RegionRef) -> bool:
+    at = region.offset - _LEASE.size
+    return at >= 0 and bool(_LEASE.unpack_from(memory, at)[0] == region.lease)
+
+
 def _create(path: Path, size: int) -> mmap.mmap:
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # the map keeps it, as it keeps the file open
         # allocate now: a full file system is an error here, not a bus error at the first write
         os.posix_fallocate(descriptor, 0, size)
         return mmap.mmap(descriptor, size)

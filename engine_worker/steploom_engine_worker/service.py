@@ -118,7 +118,7 @@ def _picture(pixels: worker_pb2.Pixels) -> Picture:
 
 
 def _region(region: worker_pb2.Region) -> RegionRef:
-    return RegionRef(region.path, region.offset, region.size)
+    return RegionRef(region.path, region.offset, region.size, region.lease)
 
 
 def report_ready(ready: Ready) -> worker_pb2.Report:

@@ -247,4 +247,4 @@ def _inline(pixels: Pixels) -> worker_pb2.Pixels:
 
 
 def _region(region: worker_pb2.Region) -> RegionRef:
-    return RegionRef(region.path, region.offset, region.size)
+    return RegionRef(region.path, region.offset, region.size, region.lease)

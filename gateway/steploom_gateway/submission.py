@@ -147,4 +147,4 @@ def _ending() -> Unavailable:
 
 
 def _region(region: RegionRef) -> worker_pb2.Region:
-    return worker_pb2.Region(path=region.path, offset=region.offset, size=region.size)
+    return worker_pb2.Region(path=region.path, offset=region.offset, size=region.size, lease=region.lease)

@@ -111,27 +111,76 @@ def test_closing_removes_the_file_but_not_what_others_see(tmp_path: Path) -> Non
     assert (view == 9).all()
 
 
-def dead_process() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+def test_a_region_is_not_written_once_its_loan_has_ended(tmp_path: Path) -> None:
+    arena = Arena(tmp_path, BLOCK, 1)
+    views = ArenaViews(tmp_path)
+    block = lent(arena)
+    views.picture(block.output, HEIGHT, WIDTH)[:] = 3
+    arena.give_back(block)
+    with pytest.raises(ValueError, match="has ended"):
+        views.picture(block.output, HEIGHT, WIDTH)
+    again = lent(arena)
+    assert again.index == block.index
+    with pytest.raises(ValueError, match="has ended"):
+        views.picture(block.output, HEIGHT, WIDTH)
+    views.picture(again.output, HEIGHT, WIDTH)[:] = 4
+    assert (arena.read(again.output, HEIGHT, WIDTH) == 4).all()
+    arena.close()
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from steploom_common.arena import Arena
+arena = Arena(Path(sys.argv[1]), 64, 1)
+print(arena.path, flush=True)
+sys.stdin.read()
+"""
 
 
 def test_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
-    stale = tmp_path / f"steploom-arena-{dead_process()}-abcd"
-    kept = [
-        tmp_path / f"steploom-arena-{os.getpid()}-abcd",
-        tmp_path / "steploom-arena-none-abcd",
-        tmp_path / f"other-{dead_process()}",
-    ]
-    for file in (stale, *kept):
-        file.touch()
-    remove_stale(tmp_path)
-    assert not stale.exists()
-    assert all(file.exists() for file in kept)
-    stale.touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout
+        file = Path(owner.stdout.readline().strip())
+        remove_stale(tmp_path)
+        assert file.exists()
+        owner.kill()
+        owner.wait()
+    assert file.exists()
     Arena(tmp_path, BLOCK, 1).close()
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("pid", [os.getpid(), 2**31 - 1])
+def test_the_pid_in_a_name_says_nothing(tmp_path: Path, pid: int) -> None:
+    """It may be that of another process by now, or of another container that shares the folder."""
+    stale = tmp_path / f"steploom-arena-{pid}-abcd"
+    stale.write_bytes(bytes(BLOCK))
+    live = Arena(tmp_path, BLOCK, 1)
     assert not stale.exists()
+    renamed = live.path.rename(tmp_path / f"steploom-arena-{pid}-live")
+    remove_stale(tmp_path)
+    assert renamed.exists()
+    live.close()
+
+
+def test_an_arena_that_is_being_made_is_left_alone(tmp_path: Path) -> None:
+    new = tmp_path / "steploom-arena-1-abcd"
+    new.touch()
+    remove_stale(tmp_path)
+    assert new.exists()
+
+
+def test_what_cannot_be_removed_is_no_error(tmp_path: Path) -> None:
+    """In a folder of all users: another one's arena cannot be opened, and a link is not followed."""
+    (tmp_path / "steploom-arena-1-folder").mkdir()
+    target = tmp_path / "target"
+    target.write_bytes(b"x")
+    (tmp_path / "steploom-arena-1-link").symlink_to(target)
+    Arena(tmp_path, BLOCK, 1).close()
+    assert target.exists()
 
 
 def test_no_room_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
@@ -173,9 +222,8 @@ def test_no_view_leaves_its_region(
     folder = tmp_path_factory.mktemp("arena")
     arena = Arena(folder, BLOCK, 2)
     region = RegionRef(str(arena.path), offset, size)
-    is_inside = (
-        height > 0 and width > 0 and height * width * 3 <= size and 0 <= offset <= 4 * BLOCK - height * width * 3
-    )
+    end = arena.path.stat().st_size
+    is_inside = height > 0 and width > 0 and height * width * 3 <= size and 0 <= offset <= end - height * width * 3
     views = ArenaViews(folder)
     try:
         if is_inside:

@@ -329,6 +329,27 @@ def test_a_closed_session_writes_no_picture(start: Start, tmp_path: Path) -> Non
     arena.close()
 
 
+def test_a_block_that_was_lent_again_is_not_written(start: Start, tmp_path: Path) -> None:
+    """As after SIGSTOP and SIGCONT: the batcher has given the worker up, and the worker does not know it yet."""
+    worker, engine = start_held(start, Stage.DECODE)
+    driver = Driver(worker)
+    arena = Arena(tmp_path, SIDE * SIDE * 3, 1)
+    block = arena.borrow()
+    assert block is not None
+    driver.admit(0, steps=1, output=block.output)
+    driver.tick(Stage.ENCODE, [0])
+    driver.tick(Stage.DENOISE, [0], [0])
+    driver.post(Stage.DECODE, [0])
+    assert engine.is_inside.wait(10)
+    arena.give_back(block)
+    again = arena.borrow()
+    assert again is not None
+    engine.go.set()
+    assert "has ended" in driver.report().error
+    assert not arena.read(again.output, SIDE, SIDE).any()
+    arena.close()
+
+
 def test_running_out_of_memory_ends_the_worker_unheard(driver: Driver) -> None:
     driver.admit(0, instruction="exhaust")
     driver.tick(Stage.ENCODE, [0])

@@ -25,41 +25,41 @@ _sym_db = _symbol_database.Default()
 from steploom_protos.v1 import image_pb2 as steploom__protos_dot_v1_dot_image__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&steploom_protos/worker/v1/worker.proto\x12\x12steploom.worker.v1\x1a\x1esteploom_protos/v1/image.proto\"4\n\x06Region\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\"p\n\x06Pixels\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x06inline\x18\x03 \x01(\x0cH\x00\x12,\n\x06region\x18\x04 \x01(\x0b\x32\x1a.steploom.worker.v1.RegionH\x00\x42\x07\n\x05place\"\xc5\x01\n\x07\x43ommand\x12*\n\x05\x61\x64mit\x18\x01 \x01(\x0b\x32\x19.steploom.worker.v1.AdmitH\x00\x12(\n\x04tick\x18\x02 \x01(\x0b\x32\x18.steploom.worker.v1.TickH\x00\x12.\n\x07release\x18\x03 \x01(\x0b\x32\x1b.steploom.worker.v1.ReleaseH\x00\x12)\n\x04more\x18\x04 \x03(\x0b\x32\x1b.steploom.worker.v1.CommandB\t\n\x07\x63ommand\"\xb4\x02\n\x05\x41\x64mit\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x13\n\x0binstruction\x18\x03 \x01(\t\x12*\n\x06pixels\x18\x04 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels\x12*\n\x06output\x18\x05 \x01(\x0b\x32\x1a.steploom.worker.v1.Region\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x16\n\x0eguidance_scale\x18\x07 \x01(\x02\x12\x1c\n\x14image_guidance_scale\x18\x08 \x01(\x02\x12\x0c\n\x04seed\x18\t \x01(\x06\x12%\n\x07sampler\x18\n \x01(\x0e\x32\x14.steploom.v1.Sampler\x12\x15\n\rpreview_every\x18\x0b \x01(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x0c \x01(\t\"o\n\x04Tick\x12\x0f\n\x07tick_id\x18\x01 \x01(\x04\x12(\n\x05stage\x18\x02 \x01(\x0e\x32\x19.steploom.worker.v1.Stage\x12\x0e\n\x06\x62ucket\x18\x03 \x01(\r\x12\r\n\x05slots\x18\x04 \x03(\r\x12\r\n\x05steps\x18\x05 \x03(\r\"\x17\n\x07Release\x12\x0c\n\x04slot\x18\x01 \x01(\r\"q\n\x06Report\x12*\n\x05ready\x18\x01 \x01(\x0b\x32\x19.steploom.worker.v1.ReadyH\x00\x12\x31\n\ttick_done\x18\x02 \x01(\x0b\x32\x1c.steploom.worker.v1.TickDoneH\x00\x42\x08\n\x06report\"\xf8\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x11\n\tmax_steps\x18\x04 \x01(\r\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\x05 \x01(\x02\x12$\n\x1c\x64\x65\x66\x61ult_image_guidance_scale\x18\x06 \x01(\x02\x12-\n\x0f\x64\x65\x66\x61ult_sampler\x18\x07 \x01(\x0e\x32\x14.steploom.v1.Sampler\x12\x10\n\x08\x61\x64\x61pters\x18\x08 \x03(\t\x12\x14\n\x0clatent_shape\x18\t \x03(\r\x12\x0e\n\x06\x64igest\x18\n \x01(\t\"W\n\nBucketCost\x12(\n\x05stage\x18\x01 \x01(\x0e\x32\x19.steploom.worker.v1.Stage\x12\x0e\n\x06\x62ucket\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\xa6\x01\n\x05Ready\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\r\n\x05slots\x18\x04 \x01(\r\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.steploom.worker.v1.ModelInfo\x12-\n\x05\x63osts\x18\x06 \x03(\x0b\x32\x1e.steploom.worker.v1.BucketCost\"\xb1\x01\n\x08TickDone\x12\x0f\n\x07tick_id\x18\x01 \x01(\x04\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.steploom.worker.v1.TickStatus\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12.\n\x06pixels\x18\x05 \x03(\x0b\x32\x1e.steploom.worker.v1.SlotPixels\x12\x14\n\x0cstart_unix_s\x18\x06 \x01(\x01\"F\n\nSlotPixels\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12*\n\x06pixels\x18\x02 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels*U\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_ENCODE\x10\x01\x12\x11\n\rSTAGE_DENOISE\x10\x02\x12\x10\n\x0cSTAGE_DECODE\x10\x03*n\n\nTickStatus\x12\x1b\n\x17TICK_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eTICK_STATUS_OK\x10\x01\x12\x16\n\x12TICK_STATUS_FAILED\x10\x02\x12\x17\n\x13TICK_STATUS_SKIPPED\x10\x03\x32N\n\x06Worker\x12\x44\n\x05\x44rive\x12\x1b.steploom.worker.v1.Command\x1a\x1a.steploom.worker.v1.Report(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&steploom_protos/worker/v1/worker.proto\x12\x12steploom.worker.v1\x1a\x1esteploom_protos/v1/image.proto\"C\n\x06Region\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\r\n\x05lease\x18\x04 \x01(\x04\"p\n\x06Pixels\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x06inline\x18\x03 \x01(\x0cH\x00\x12,\n\x06region\x18\x04 \x01(\x0b\x32\x1a.steploom.worker.v1.RegionH\x00\x42\x07\n\x05place\"\xc5\x01\n\x07\x43ommand\x12*\n\x05\x61\x64mit\x18\x01 \x01(\x0b\x32\x19.steploom.worker.v1.AdmitH\x00\x12(\n\x04tick\x18\x02 \x01(\x0b\x32\x18.steploom.worker.v1.TickH\x00\x12.\n\x07release\x18\x03 \x01(\x0b\x32\x1b.steploom.worker.v1.ReleaseH\x00\x12)\n\x04more\x18\x04 \x03(\x0b\x32\x1b.steploom.worker.v1.CommandB\t\n\x07\x63ommand\"\xb4\x02\n\x05\x41\x64mit\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x13\n\x0binstruction\x18\x03 \x01(\t\x12*\n\x06pixels\x18\x04 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels\x12*\n\x06output\x18\x05 \x01(\x0b\x32\x1a.steploom.worker.v1.Region\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x16\n\x0eguidance_scale\x18\x07 \x01(\x02\x12\x1c\n\x14image_guidance_scale\x18\x08 \x01(\x02\x12\x0c\n\x04seed\x18\t \x01(\x06\x12%\n\x07sampler\x18\n \x01(\x0e\x32\x14.steploom.v1.Sampler\x12\x15\n\rpreview_every\x18\x0b \x01(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x0c \x01(\t\"o\n\x04Tick\x12\x0f\n\x07tick_id\x18\x01 \x01(\x04\x12(\n\x05stage\x18\x02 \x01(\x0e\x32\x19.steploom.worker.v1.Stage\x12\x0e\n\x06\x62ucket\x18\x03 \x01(\r\x12\r\n\x05slots\x18\x04 \x03(\r\x12\r\n\x05steps\x18\x05 \x03(\r\"\x17\n\x07Release\x12\x0c\n\x04slot\x18\x01 \x01(\r\"q\n\x06Report\x12*\n\x05ready\x18\x01 \x01(\x0b\x32\x19.steploom.worker.v1.ReadyH\x00\x12\x31\n\ttick_done\x18\x02 \x01(\x0b\x32\x1c.steploom.worker.v1.TickDoneH\x00\x42\x08\n\x06report\"\xf8\x01\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x11\n\tmax_steps\x18\x04 \x01(\r\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\x05 \x01(\x02\x12$\n\x1c\x64\x65\x66\x61ult_image_guidance_scale\x18\x06 \x01(\x02\x12-\n\x0f\x64\x65\x66\x61ult_sampler\x18\x07 \x01(\x0e\x32\x14.steploom.v1.Sampler\x12\x10\n\x08\x61\x64\x61pters\x18\x08 \x03(\t\x12\x14\n\x0clatent_shape\x18\t \x03(\r\x12\x0e\n\x06\x64igest\x18\n \x01(\t\"W\n\nBucketCost\x12(\n\x05stage\x18\x01 \x01(\x0e\x32\x19.steploom.worker.v1.Stage\x12\x0e\n\x06\x62ucket\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\xa6\x01\n\x05Ready\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\r\n\x05slots\x18\x04 \x01(\r\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.steploom.worker.v1.ModelInfo\x12-\n\x05\x63osts\x18\x06 \x03(\x0b\x32\x1e.steploom.worker.v1.BucketCost\"\xb1\x01\n\x08TickDone\x12\x0f\n\x07tick_id\x18\x01 \x01(\x04\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.steploom.worker.v1.TickStatus\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12.\n\x06pixels\x18\x05 \x03(\x0b\x32\x1e.steploom.worker.v1.SlotPixels\x12\x14\n\x0cstart_unix_s\x18\x06 \x01(\x01\"F\n\nSlotPixels\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12*\n\x06pixels\x18\x02 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels*U\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_ENCODE\x10\x01\x12\x11\n\rSTAGE_DENOISE\x10\x02\x12\x10\n\x0cSTAGE_DECODE\x10\x03*n\n\nTickStatus\x12\x1b\n\x17TICK_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eTICK_STATUS_OK\x10\x01\x12\x16\n\x12TICK_STATUS_FAILED\x10\x02\x12\x17\n\x13TICK_STATUS_SKIPPED\x10\x03\x32N\n\x06Worker\x12\x44\n\x05\x44rive\x12\x1b.steploom.worker.v1.Command\x1a\x1a.steploom.worker.v1.Report(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'steploom_protos.worker.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGE']._serialized_start=1787
-  _globals['_STAGE']._serialized_end=1872
-  _globals['_TICKSTATUS']._serialized_start=1874
-  _globals['_TICKSTATUS']._serialized_end=1984
+  _globals['_STAGE']._serialized_start=1802
+  _globals['_STAGE']._serialized_end=1887
+  _globals['_TICKSTATUS']._serialized_start=1889
+  _globals['_TICKSTATUS']._serialized_end=1999
   _globals['_REGION']._serialized_start=94
-  _globals['_REGION']._serialized_end=146
-  _globals['_PIXELS']._serialized_start=148
-  _globals['_PIXELS']._serialized_end=260
-  _globals['_COMMAND']._serialized_start=263
-  _globals['_COMMAND']._serialized_end=460
-  _globals['_ADMIT']._serialized_start=463
-  _globals['_ADMIT']._serialized_end=771
-  _globals['_TICK']._serialized_start=773
-  _globals['_TICK']._serialized_end=884
-  _globals['_RELEASE']._serialized_start=886
-  _globals['_RELEASE']._serialized_end=909
-  _globals['_REPORT']._serialized_start=911
-  _globals['_REPORT']._serialized_end=1024
-  _globals['_MODELINFO']._serialized_start=1027
-  _globals['_MODELINFO']._serialized_end=1275
-  _globals['_BUCKETCOST']._serialized_start=1277
-  _globals['_BUCKETCOST']._serialized_end=1364
-  _globals['_READY']._serialized_start=1367
-  _globals['_READY']._serialized_end=1533
-  _globals['_TICKDONE']._serialized_start=1536
-  _globals['_TICKDONE']._serialized_end=1713
-  _globals['_SLOTPIXELS']._serialized_start=1715
-  _globals['_SLOTPIXELS']._serialized_end=1785
-  _globals['_WORKER']._serialized_start=1986
-  _globals['_WORKER']._serialized_end=2064
+  _globals['_REGION']._serialized_end=161
+  _globals['_PIXELS']._serialized_start=163
+  _globals['_PIXELS']._serialized_end=275
+  _globals['_COMMAND']._serialized_start=278
+  _globals['_COMMAND']._serialized_end=475
+  _globals['_ADMIT']._serialized_start=478
+  _globals['_ADMIT']._serialized_end=786
+  _globals['_TICK']._serialized_start=788
+  _globals['_TICK']._serialized_end=899
+  _globals['_RELEASE']._serialized_start=901
+  _globals['_RELEASE']._serialized_end=924
+  _globals['_REPORT']._serialized_start=926
+  _globals['_REPORT']._serialized_end=1039
+  _globals['_MODELINFO']._serialized_start=1042
+  _globals['_MODELINFO']._serialized_end=1290
+  _globals['_BUCKETCOST']._serialized_start=1292
+  _globals['_BUCKETCOST']._serialized_end=1379
+  _globals['_READY']._serialized_start=1382
+  _globals['_READY']._serialized_end=1548
+  _globals['_TICKDONE']._serialized_start=1551
+  _globals['_TICKDONE']._serialized_end=1728
+  _globals['_SLOTPIXELS']._serialized_start=1730
+  _globals['_SLOTPIXELS']._serialized_end=1800
+  _globals['_WORKER']._serialized_start=2001
+  _globals['_WORKER']._serialized_end=2079
 # @@protoc_insertion_point(module_scope)

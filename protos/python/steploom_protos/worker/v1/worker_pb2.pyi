@@ -31,14 +31,16 @@ TICK_STATUS_FAILED: TickStatus
 TICK_STATUS_SKIPPED: TickStatus
 
 class Region(_message.Message):
-    __slots__ = ("path", "offset", "size")
+    __slots__ = ("path", "offset", "size", "lease")
     PATH_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
     path: str
     offset: int
     size: int
-    def __init__(self, path: _Optional[str] = ..., offset: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+    lease: int
+    def __init__(self, path: _Optional[str] = ..., offset: _Optional[int] = ..., size: _Optional[int] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class Pixels(_message.Message):
     __slots__ = ("height", "width", "inline", "region")
