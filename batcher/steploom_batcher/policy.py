@@ -192,14 +192,19 @@ class RequestPolicy:
     def _form(self, worker: Worker, now: float) -> bool:
         """Fills the worker's batch; False where there is nothing to run, or company is awaited."""
         waiting = sorted(worker.ready(), key=lambda job: job.sequence)
-        lead = waiting[0] if waiting else None
-        mates = [job for job in waiting if lead and (job.spec.steps, job.spec.rows) == (lead.spec.steps, lead.spec.rows)]
-        if self._company.is_awaited(worker, mates, now) or lead is None:
+        mates = [job for job in waiting if _shape(job) == _shape(waiting[0])]
+        if self._company.is_awaited(worker, mates, now) or not mates:
             return False
+        lead = mates[0]
         rows = len(mates) * lead.spec.rows
         bucket = worker.costs.best_bucket(Stage.DENOISE, rows, self._config.batch_gain, float("inf"))
         worker.batch = mates[: max(1, bucket // lead.spec.rows)]
         return True
+
+
+def _shape(job: Job) -> tuple[int, int]:
+    """What is equal in all jobs of a batch: steps and rows."""
+    return job.spec.steps, job.spec.rows
 
 
 class Company:
