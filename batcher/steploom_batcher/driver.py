@@ -48,7 +48,7 @@ class Driver:
         self._on_tick = on_tick
         self._on_change = on_change
         self._roster = Roster()
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, Model] = {}  # the latest of every worker, by its name
         self._pump_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -72,8 +72,9 @@ class Driver:
 
     @property
     def models(self) -> dict[str, Model]:
-        """Of every worker that is or was up, by model name."""
-        return self._models
+        """Those that are served, then those of workers that are away, by model name."""
+        up = {self._models[name].name: self._models[name] for name in self._roster.workers}
+        return up | {model.name: model for model in self._models.values() if model.name not in up}
 
     def has_job(self, job_id: str) -> bool:
         """A job of that id lives."""
@@ -146,9 +147,10 @@ class Driver:
             ValueError: it cannot be used.
         """
         profile = WorkerProfile(name, key_of(ready.model), ready.num_slots, ready.costs)
-        self._scheduler.worker_up(profile, self._loop.time())
-        self._models[ready.model.name] = ready.model
+        effects = self._scheduler.worker_up(profile, self._loop.time())
+        self._models[name] = ready.model
         self._roster.workers[name] = LiveWorker(name, link)
+        self._roster.apply(effects)
         log.info("worker %s is up: %s on %s, %d slots", name, ready.worker_id, ready.device, ready.num_slots)
         self._changed()
         self._tell_change()

@@ -159,7 +159,7 @@ class FakeHost:
     """
 
     def __init__(self, ready: Ready) -> None:
-        self._ready = ready
+        self.ready = ready
         self._reports: asyncio.Queue[TickReport | None] = asyncio.Queue()
         self.worker: FakeWorker | None = None  # of the session that is open
         self.is_listening = True
@@ -177,9 +177,9 @@ class FakeHost:
         if self.worker is not None:
             raise ConnectionError("ALREADY_EXISTS: another batcher drives this worker")
         self._reports = asyncio.Queue()
-        self.worker = FakeWorker(self._ready.costs, self._reports.put_nowait)
+        self.worker = FakeWorker(self.ready.costs, self._reports.put_nowait)
         try:
-            yield FakeSession(self._ready, self.worker, self._reports)
+            yield FakeSession(self.ready, self.worker, self._reports)
         finally:
             self.worker.crash()
             self.worker = None

@@ -131,8 +131,8 @@ class Scheduler:
 
     # Workers
 
-    def worker_up(self, profile: WorkerProfile, now: float) -> None:
-        """A worker can take jobs.
+    def worker_up(self, profile: WorkerProfile, now: float) -> list[Effect]:
+        """A worker can take jobs. Where it comes back with another key, jobs that only it could have run fail.
 
         Raises:
             ValueError: a worker of that id is up, or it has no usable bucket.
@@ -144,8 +144,9 @@ class Scheduler:
         if costs.buckets(Stage.DENOISE)[-1] < len(Branch):
             raise ValueError(f"worker {profile.worker_id!r} has no bucket for a guided step of {len(Branch)} rows")
         self._workers[profile.worker_id] = Worker(profile, costs, list(range(profile.num_slots - 1, -1, -1)))
-        self._lost.pop(profile.worker_id, None)
+        before, _ = self._lost.pop(profile.worker_id, (profile, 0.0))
         self._assign_slots()
+        return [] if before.key == profile.key else self._abandon(before.key)
 
     def worker_down(self, worker_id: str, now: float) -> list[Effect]:
         """A worker is lost: its jobs go back to the queue and start again from their seeds."""
@@ -324,6 +325,20 @@ class Scheduler:
         worker.free_slots.append(job.slot)
         self._end(job)
         return [Release(job.worker_id, job.slot, job.spec.job_id)]
+
+    def _abandon(self, key: Key) -> list[Effect]:
+        """Ends the jobs of a key that no worker has any more, and none that is away will bring back."""
+        profiles = [worker.profile for worker in self._workers.values()] + [
+            profile for profile, _ in self._lost.values()
+        ]
+        if any(profile.key == key for profile in profiles):
+            return []
+        jobs = [job for job in self._jobs.values() if job.spec.key == key]  # all wait: nobody is there to run them
+        self._counts["failed"] += len(jobs)
+        message = "the worker came back with another model"
+        return [
+            effect for job in jobs for effect in (Failed(job.spec.job_id, Cause.NO_WORKER, message), *self._leave(job))
+        ]
 
     def _end(self, job: Job) -> None:
         job.move(State.ENDED)

@@ -165,7 +165,7 @@ def remove_stale(directory: Path) -> None:
 
 
 def _is_abandoned(file: Path) -> bool:
-    """An owner holds a lock as long as it lives: unlike its pid, that is the same in every container, and never reused."""
+    """An owner holds a lock as long as it lives: unlike a pid, it means the same in every container."""
     descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,10 +9,12 @@ import random
 import pytest
 
 from steploom_batcher import virtual_time
+from steploom_batcher.fake_worker import fake_model, fake_ready
 from steploom_batcher.messages import Admit, Free, Ready, TickReport
 from steploom_batcher.types import Stage
 from steploom_batcher.worker_link import Backoff, WorkerLink
 from steploom_batcher.worker_wire import ProtocolError, commands_to_wire, ready_from_wire, report_from_wire
+from steploom_common.errors import Unavailable
 from steploom_protos.worker.v1 import worker_pb2
 
 from .driver_rig import COSTS, config, payload, result_of, rig
@@ -71,6 +73,39 @@ def test_a_job_waits_for_a_worker_that_comes_back_within_the_grace() -> None:
     virtual_time.run(scenario())
 
 
+def test_a_worker_that_comes_back_with_another_model_serves_it_alone() -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            host = here.hosts[0]
+            lost = [here.submit(f"j{number}", 20, deadline_s=1e6) for number in range(12)]
+            await asyncio.sleep(0.03)
+            host.ready = fake_ready(COSTS, 8, fake_model("another", 8, 8))
+            host.kill()
+            for feed in lost:
+                with pytest.raises(Unavailable, match="another model"):
+                    await result_of(feed)
+            assert [model.name for model in here.driver.models.values()] == ["another"]
+            await here.assert_nothing_left()
+
+    virtual_time.run(scenario())
+
+
+def test_the_models_of_workers_that_are_up_come_first() -> None:
+    async def scenario() -> None:
+        async with rig(num_workers=2) as here:
+            for host, name in zip(here.hosts, ("first", "second"), strict=True):
+                host.ready = fake_ready(COSTS, 8, fake_model(name))
+                host.kill()
+                await asyncio.sleep(1)
+            assert list(here.driver.models) == ["first", "second"]
+            here.hosts[0].is_listening = False
+            here.hosts[0].kill()
+            await asyncio.sleep(1)
+            assert list(here.driver.models) == ["second", "first"]
+
+    virtual_time.run(scenario())
+
+
 def test_a_second_batcher_is_kept_waiting_until_the_first_is_gone() -> None:
     async def scenario() -> None:
         async with rig() as here:
@@ -120,7 +155,7 @@ def test_a_worker_that_cannot_be_used_is_not_up() -> None:
     async def scenario() -> None:
         async with rig() as here:
             host = here.hosts[0]
-            host._ready = Ready("w", "fake", "none", 8, host._ready.model, {**COSTS, Stage.DENOISE: {1: 0.1}})
+            host.ready = Ready("w", "fake", "none", 8, host.ready.model, {**COSTS, Stage.DENOISE: {1: 0.1}})
             host.kill()
             await asyncio.sleep(1)
             assert not here.driver.can_serve

@@ -17,6 +17,7 @@ from steploom_batcher.types import (
     Failed,
     Finished,
     JobSpec,
+    Key,
     Outcome,
     Refused,
     Requeued,
@@ -230,6 +231,25 @@ def test_without_a_worker_jobs_are_refused_unless_one_is_expected_back() -> None
     refused = scheduler.submit(spec("c"), 13.0)
     assert isinstance(refused, Refused)
     assert refused.cause is Cause.NO_WORKER
+
+
+def test_jobs_of_a_model_that_is_gone_fail_at_once() -> None:
+    other = Key("another", (4, 32, 32))
+    bench = Bench(num_slots=1)
+    bench.scheduler.worker_up(profile("w1", 1), 0.0)
+    bench.admit(*(spec(name, deadline=1e9) for name in "abc"))
+    bench.scheduler.worker_down("w0", 0.0)
+    assert bench.scheduler.worker_up(profile("w0", 8, other), 0.0) == [], "w1 runs them still"
+    bench.scheduler.worker_down("w1", 0.0)
+    bench.scheduler.expire(1e6)
+    assert not bench.scheduler.is_idle, "w1 may come back as it was"
+    effects = bench.scheduler.worker_up(profile("w1", 1, other), 1e6)
+    assert [(item.job_id, item.cause) for item in effects if isinstance(item, Failed)] == [
+        (name, Cause.NO_WORKER) for name in "abc"
+    ]
+    assert bench.scheduler.is_idle
+    assert bench.scheduler.statistics().failed == 3
+    assert bench.scheduler.next_ticks(1e6) == []
 
 
 def test_a_poisoned_job_fails_alone() -> None:

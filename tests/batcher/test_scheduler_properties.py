@@ -49,6 +49,7 @@ class Machine(RuleBasedStateMachine):
         self.ends: Counter[str] = Counter()  # how often each job has ended
         self.steps_seen: dict[str, int] = {}
         self.workers: dict[str, ModelWorker] = {}
+        self.last_keys: dict[str, Key] = {}  # of every worker that is or was up
         self.held: dict[tuple[str, int], str] = {}  # (worker, slot) -> job, from its first tick to its release
         self.num_submitted = 0
 
@@ -139,17 +140,23 @@ class Machine(RuleBasedStateMachine):
         self.take(effects)
         assert self.scheduler.cancel(job_id, self.now) == []
 
-    @rule(name=st.sampled_from(sorted(WORKERS)), num_slots=st.integers(1, 4))
-    def another_worker_up(self, name: str, num_slots: int) -> None:
-        self.worker_up(name, num_slots)
+    @rule(name=st.sampled_from(sorted(WORKERS)), num_slots=st.integers(1, 4), odds=st.integers(0, 3))
+    def another_worker_up(self, name: str, num_slots: int, odds: int) -> None:
+        self.worker_up(name, num_slots, WORKERS[name] if odds else OTHER_KEY)
 
-    def worker_up(self, name: str, num_slots: int) -> None:
+    def worker_up(self, name: str, num_slots: int, key: Key = KEY) -> None:
         if name in self.workers:
             with pytest.raises(ValueError, match="is up already"):
-                self.scheduler.worker_up(profile(name, num_slots, WORKERS[name]), self.now)
+                self.scheduler.worker_up(profile(name, num_slots, key), self.now)
             return
-        self.scheduler.worker_up(profile(name, num_slots, WORKERS[name]), self.now)
-        self.workers[name] = ModelWorker(profile(name, num_slots, WORKERS[name]), self.poisoned)
+        effects = self.scheduler.worker_up(profile(name, num_slots, key), self.now)
+        self.workers[name] = ModelWorker(profile(name, num_slots, key), self.poisoned)
+        before = self.last_keys.get(name)
+        self.last_keys[name] = key
+        lost = before is not None and before not in self.last_keys.values()
+        failed = {effect.job_id for effect in effects if isinstance(effect, Failed)}
+        assert failed == {job_id for job_id, job in self.live.items() if lost and job.key == before}
+        self.take(effects)
 
     @precondition(lambda self: self.workers)
     @rule(pick=PICK, odds=st.integers(0, 3))
@@ -188,7 +195,7 @@ class Machine(RuleBasedStateMachine):
                     assert usage.ticks >= self.specs[job_id].steps + 2
                     self.end(job_id)
                 case Failed(job_id, cause, _):
-                    crashed = cause is Cause.POISON
+                    crashed = cause in (Cause.POISON, Cause.NO_WORKER)  # who brings the effects checks which
                     assert crashed or self.now >= self.specs[job_id].deadline - 1.0
                     self.end(job_id)
                 case Stepped(job_id, step, steps):
@@ -266,8 +273,7 @@ class Machine(RuleBasedStateMachine):
         assert isinstance(self.scheduler.submit(spec("late"), self.now), Refused)
         for name, key in WORKERS.items():
             if name not in self.workers:
-                self.scheduler.worker_up(profile(name, 2, key), self.now)
-                self.workers[name] = ModelWorker(profile(name, 2, key), self.poisoned)
+                self.worker_up(name, 2, key)
         for _ in range(2000):
             self.plan()
             busy = [name for name, worker in self.workers.items() if worker.queue]
@@ -328,7 +334,7 @@ def test_long_runs_keep_the_promises(seed: int) -> None:
             case "cancel" if machine.live:
                 machine.cancel(dice.randrange(1000))
             case "up":
-                machine.worker_up(dice.choice(sorted(WORKERS)), dice.randint(1, 4))
+                machine.another_worker_up(dice.choice(sorted(WORKERS)), dice.randint(1, 4), dice.randint(0, 3))
             case "down" if machine.workers:
                 machine.worker_down(dice.randrange(1000), 0)
         machine.plan_and_check()
