@@ -6,8 +6,8 @@
 set -euo pipefail
 
 run=$1
-vae_minutes=${2:-4}
-teacher_minutes=${3:-17}
+vae_minutes=${2:-6.5}
+teacher_minutes=${3:-11.5}
 here=$(cd "$(dirname "$0")" && pwd)
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 step() { python3 -m steploom_distill "$@"; }
@@ -20,7 +20,7 @@ step train-teacher --run "$run" --minutes "$teacher_minutes" >"$run/teacher.log"
 wait "$judge"
 step pack --run "$run" --out "$run/avatar-edit" --judge "$run/avatar-judge" >"$run/pack.log" 2>&1
 step evaluate --model "$run/avatar-edit" --judge "$run/avatar-judge" --out "$run/evaluation" \
-  --count 48 >"$run/evaluate.log" 2>&1
+  >"$run/evaluate.log" 2>&1
 step pack --run "$run" --out "$run/avatar-edit" --judge "$run/avatar-judge" \
   --metrics "$run/evaluation/metrics.json" >>"$run/pack.log" 2>&1
 step samples --model "$run/avatar-edit" --out "$run/images" >"$run/samples.log" 2>&1

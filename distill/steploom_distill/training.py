@@ -97,7 +97,7 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
         self._last = 0.0
 
     def is_due(self) -> bool:
@@ -107,8 +107,8 @@ class MetricsLog:
         self._last = time.monotonic()
         line = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
         print(json.dumps(line), flush=True)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 class Trainer:
