@@ -50,6 +50,8 @@ from steploom_common.guidance import Branch
 # prediction may be wrong, and a job that is given up cannot be brought back.
 _SURE = 0.5
 
+_SPARE = 64  # entries of ended jobs that a heap may hold, beside as many as live: then it is made anew
+
 
 class Scheduler:
     """Decides which rows run in which tick."""
@@ -283,7 +285,12 @@ class Scheduler:
         return job.spec.deadline - _SURE * job.remaining_s
 
     def _watch(self, job: Job) -> None:
-        heapq.heappush(self._give_up, (self._hopeless_at(job), job.sequence, job.spec.job_id))
+        heapq.heappush(self._give_up, self._watched(job))
+        if len(self._give_up) > 2 * len(self._jobs) + _SPARE:  # far deadlines of jobs that have long ended
+            self._give_up = sorted(self._watched(item) for item in self._jobs.values())
+
+    def _watched(self, job: Job) -> tuple[float, int, str]:
+        return self._hopeless_at(job), job.sequence, job.spec.job_id
 
     # Slots
 

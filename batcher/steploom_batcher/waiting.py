@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from steploom_batcher.fairness import Flow
 from steploom_batcher.job import Job, State
 
+_SPARE = 64  # entries of jobs that have left which a heap may hold, beside as many as wait
+
 
 class WaitingRoom:
-    """One heap a flow, by due time. A job that leaves stays in its heap until it comes to the top."""
+    """One heap a flow, by due time. A job that leaves stays in its heap until it comes to the top, or they are many."""
 
     def __init__(self) -> None:
         self._heaps: dict[Flow, list[tuple[float, int, Job]]] = {}
@@ -29,8 +31,11 @@ class WaitingRoom:
 
     def enter(self, job: Job) -> None:
         """Takes a job whose state is QUEUED."""
-        heapq.heappush(self._heaps.setdefault(job.flow, []), (job.due, job.sequence, job))
+        heap = self._heaps.setdefault(job.flow, [])
+        heapq.heappush(heap, (job.due, job.sequence, job))
         self._counts[job.spec.tier] += 1
+        if len(heap) > 2 * len(self) + _SPARE:
+            heap[:] = sorted({entry for entry in heap if entry[2].state is State.QUEUED})
 
     def leave(self, job: Job) -> None:
         """Lets a job go; its state is no longer QUEUED when `heads` is next asked."""

@@ -270,6 +270,18 @@ def test_a_failed_tick_with_another_in_flight_rolls_both_back() -> None:
     assert sorted(bench.finished()) == ["a", "b"]
 
 
+def test_jobs_that_have_ended_leave_nothing_behind() -> None:
+    bench = Bench(num_slots=1)
+    bench.admit(spec("running", deadline=1e6), spec("waiting", deadline=1.0))
+    for number in range(2000):
+        bench.admit(spec(f"cancelled{number}", deadline=1e6))
+        bench.scheduler.cancel(f"cancelled{number}", 0.0)
+    assert len(bench.scheduler._give_up) < 100
+    assert sum(len(heap) for heap in bench.scheduler._waiting._heaps.values()) < 100
+    bench.run()
+    assert bench.finished() == ["running", "waiting"]
+
+
 def test_a_job_that_kills_workers_is_isolated_then_failed() -> None:
     bench = Bench(max_crashes=3)
     bench.admit(spec("a", steps=4), spec("killer", steps=4))
