@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +10,11 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from steploom_engine_worker.manifest import FILE, weights_sha256
+
 from .models import build_scheduler
 from .sampling import Guidance
 
-MANIFEST = "steploom.json"
-PARTS = ("unet", "vae", "text_encoder")
 INDEX = {
     "_class_name": "StableDiffusionInstructPix2PixPipeline",
     "_diffusers_version": "0.42.1",
@@ -67,15 +66,15 @@ def write_manifest(folder: Path, name: str, resolution: int, steps: int, guidanc
             "guidance_scale": guidance.text,
             "image_guidance_scale": guidance.image,
         },
-        "weights_sha256": weights_hash(folder),
+        "weights_sha256": weights_sha256(folder),
         "adapters": [],
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / FILE).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def read_manifest(folder: Path) -> Mapping[str, object]:
     """The manifest of a model directory."""
-    loaded: dict[str, object] = json.loads((folder / MANIFEST).read_text())
+    loaded: dict[str, object] = json.loads((folder / FILE).read_text())
     return loaded
 
 
@@ -85,13 +84,3 @@ def default_guidance(manifest: Mapping[str, object]) -> tuple[Guidance, int]:
     assert isinstance(defaults, dict)
     guidance = Guidance(float(defaults["guidance_scale"]), float(defaults["image_guidance_scale"]))
     return guidance, int(defaults["steps"])
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 over the safetensors files of the unet, vae and text encoder, in the order of their paths."""
-    digest = hashlib.sha256()
-    files = sorted(path for part in PARTS for path in (folder / part).glob("*.safetensors"))
-    for path in files:
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -16,10 +16,11 @@ from steploom_distill.classifier import Classifier, load_classifier
 from steploom_distill.edits import EDIT_INDEX, EDITS, apply_edit
 from steploom_distill.evaluate import psnr
 from steploom_distill.grammar import parse
-from steploom_distill.pack import default_guidance, read_manifest, weights_hash
+from steploom_distill.pack import default_guidance, read_manifest
 from steploom_distill.renderer import render
 from steploom_distill.sampling import Editor
 from steploom_distill.scene import Scene, sample_scenes, visible
+from steploom_engine_worker.manifest import weights_sha256
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "avatar-edit"
@@ -63,7 +64,7 @@ def test_the_model_is_small_and_holds_nothing_that_runs() -> None:
 
 def test_the_manifest_fits_the_weights() -> None:
     manifest = read_manifest(MODEL)
-    assert manifest["weights_sha256"] == weights_hash(MODEL)
+    assert manifest["weights_sha256"] == weights_sha256(MODEL)
     assert manifest["resolution"] == 128
 
 

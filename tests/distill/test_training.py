@@ -24,11 +24,12 @@ from steploom_distill.config import (
 )
 from steploom_distill.evaluate import evaluate
 from steploom_distill.models import build_scheduler
-from steploom_distill.pack import pack, read_manifest, weights_hash
+from steploom_distill.pack import pack, read_manifest
 from steploom_distill.sampling import Guidance
 from steploom_distill.teacher import Objective, train_teacher
 from steploom_distill.training import Budget, Ema
 from steploom_distill.vae import train_vae
+from steploom_engine_worker.manifest import weights_sha256
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(
@@ -113,7 +114,7 @@ def test_packing_and_scoring_a_run(run: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     pack(run, model, "tiny", steps=2, guidance=Guidance(1.5, 1.0))
     manifest = read_manifest(model)
-    assert manifest["weights_sha256"] == weights_hash(model)
+    assert manifest["weights_sha256"] == weights_sha256(model)
     assert manifest["resolution"] == TINY.resolution
     report = evaluate(model, run / "judge", tmp_path, count=1, steps=1, guidance=Guidance(1.5, 1.0), device=CPU)
     assert 0 < report["all"]["psnr"] < 30  # type: ignore[index]
