@@ -68,6 +68,7 @@ class Job:
     stage: Stage | None = Stage.ENCODE  # None: all is planned
     step: int = 0  # denoise: next step to plan, from 0
     in_flight: int = 0  # ticks that name it
+    num_postponed: int = 0  # ticks that went before its next one, though it was more urgent
     num_crashes: int = 0  # workers that died with this job in a tick
     work_left_s: float = 0.0  # counted in the backlog
 
@@ -108,6 +109,11 @@ class Job:
         return self.spec.rows if self.stage is Stage.DENOISE else 1
 
     @property
+    def steps_left(self) -> int:
+        """Denoise ticks still to plan of a job that is at them; else 0."""
+        return self.spec.steps - self.step if self.stage is Stage.DENOISE else 0
+
+    @property
     def ticks_left(self) -> int:
         """Ticks still to plan, the decode included."""
         match self.stage:
@@ -145,6 +151,7 @@ class Job:
         entry = Entry(self.spec.job_id, self.slot, self.step)
         self.in_flight += 1
         self.num_ticks += 1
+        self.num_postponed = 0
         if self.first_planned is None:
             self.first_planned = now
         if self.stage is Stage.ENCODE:

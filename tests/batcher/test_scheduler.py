@@ -159,6 +159,23 @@ def test_jobs_end_one_after_the_other_and_not_all_at_the_last_moment() -> None:
     assert bench.finished() == sorted(bench.finished())
 
 
+@pytest.mark.parametrize(("steps", "expected"), [(2, Stage.DENOISE), (30, Stage.DECODE)])
+def test_a_decode_waits_for_others_only_where_they_are_about_to_end(steps: int, expected: Stage) -> None:
+    bench = Bench(num_slots=32)
+    bench.admit(spec("first", steps=1, deadline=50))
+    bench.admit(*[spec(f"j{index:02}", steps=steps, deadline=60) for index in range(20)])
+    while not any(entry.job_id == "first" for entry in bench.tick().entries):
+        pass  # encoded
+    while bench.scheduler._jobs["first"].stage is not Stage.DECODE:
+        bench.tick()
+    assert bench.tick().stage is expected
+    while "first" not in bench.finished():
+        bench.tick()
+    assert bench.now < 0.5, "it waits for a few ticks at most"
+    bench.run()
+    assert len(bench.finished()) == 21
+
+
 def test_a_job_that_has_begun_is_not_set_back_by_what_another_tier_is_owed() -> None:
     tiers = {"free": TierConfig(weight=1.0, deadline_s=5.0), "pro": TierConfig(weight=1000.0, deadline_s=30.0)}
     bench = Bench(max_rows=3, tiers=tiers, fairness=1000.0)
