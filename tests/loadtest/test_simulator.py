@@ -14,7 +14,7 @@ from steploom_loadtest.simulator import Device, End, Outage, Simulation, simulat
 from steploom_loadtest.traces import FREE_AND_PRO, Arrival, RequestClass, burst, poisson
 
 KEY = Key("model", (4, 32, 32))
-# measured on two cores of a CPU with the embedded model
+# a small model on two cores, roughly
 CPU = linear(encode=(0.010, 0.008), denoise=(0.008, 0.007), decode=(0.004, 0.022))
 
 
