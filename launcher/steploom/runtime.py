@@ -74,8 +74,13 @@ class RuntimeDir:
 
         Raises:
             AlreadyRunning: another process holds it.
+            ConfigError: it cannot be written.
         """
-        with (self.path / "lock").open("a+") as handle:
+        try:
+            handle = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise ConfigError("up.runtime_dir", f"{error.filename} cannot be used: {error.strerror}") from None
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -86,6 +91,13 @@ class RuntimeDir:
             handle.write(str(os.getpid()))
             handle.flush()
             yield
+
+    def restore(self, config: str, services: Services) -> None:
+        """Writes what is missing of the configuration that the services read, and of what other commands read."""
+        if not self.config_file.exists():
+            self.config_file.write_text(config)
+        if self.read_services() is None:
+            self.write_services(services)
 
     def write_services(self, services: Services) -> None:
         """Tells the other commands what runs."""

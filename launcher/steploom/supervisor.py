@@ -16,6 +16,7 @@ from steploom.lifecycle import GiveUp, Lifecycle, Restart, State, Stopped, descr
 from steploom.plan import Plan, ServiceSpec
 from steploom.process import Process, Sink
 from steploom_common.rpc import Shutdown
+from steploom_common.settings import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,9 @@ class ServiceFailed(CommandError):
 class Service:
     """One supervised process."""
 
-    def __init__(self, spec: ServiceSpec, config: UpConfig, sink: Sink) -> None:
+    def __init__(self, spec: ServiceSpec, config: UpConfig, sink: Sink, prepare: Callable[[], None]) -> None:
         self.spec = spec
+        self._prepare = prepare
         self.life = Lifecycle(config.backoff, config.start_tries, random.random)
         self.has_been_ready = asyncio.Event()
         self._sink = sink
@@ -86,6 +88,10 @@ class Service:
 
     async def _run_once(self) -> tuple[Stopped | GiveUp | Restart, Process]:
         self.life.started()
+        try:
+            self._prepare()
+        except (OSError, ConfigError) as error:  # the service says itself what it lacks, and is tried again
+            log.warning("the runtime folder cannot be restored: %s", error)
         process = self._process = await Process.start(self.spec.command, self._sink)
         if self._stopping.is_set():  # asked to end while the process was being made
             process.ask_to_end()
@@ -133,11 +139,12 @@ class Supervisor:
         plan: what to run; its groups end one after the other.
         config: back-off and times.
         sink: takes the services' logs.
+        prepare: called before a process is started: puts in place the files that it needs.
     """
 
-    def __init__(self, plan: Plan, config: UpConfig, sink: LogSink) -> None:
+    def __init__(self, plan: Plan, config: UpConfig, sink: LogSink, prepare: Callable[[], None] = lambda: None) -> None:
         self._config = config
-        self._groups = [[_supervised(spec, config, sink) for spec in group] for group in plan.groups]
+        self._groups = [[_supervised(spec, config, sink, prepare) for spec in group] for group in plan.groups]
 
     def __repr__(self) -> str:
         return f"Supervisor({', '.join(repr(service) for service in self.services)})"
@@ -186,8 +193,8 @@ class Supervisor:
             await asyncio.gather(*(service.stop(left_s, forced) for service in group))
 
 
-def _supervised(spec: ServiceSpec, config: UpConfig, sink: LogSink) -> Service:
-    return Service(spec, config, lambda line: sink(spec.name, line))
+def _supervised(spec: ServiceSpec, config: UpConfig, sink: LogSink, prepare: Callable[[], None]) -> Service:
+    return Service(spec, config, lambda line: sink(spec.name, line), prepare)
 
 
 def _failed(name: str, verdict: GiveUp, last_words: str) -> ServiceFailed:

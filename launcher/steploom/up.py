@@ -20,7 +20,7 @@ from steploom.plan import Plan, plan, with_free_ports
 from steploom.runtime import AlreadyRunning, RuntimeDir
 from steploom.supervisor import Service, Supervisor
 from steploom_common.rpc import Shutdown
-from steploom_common.settings import to_toml
+from steploom_common.settings import ConfigError, to_toml
 
 log = logging.getLogger(__name__)
 
@@ -50,21 +50,31 @@ def run_up(config: SteploomConfig, runtime_path: Path, ready: Callable[[], None]
 
 
 def _run_locked(config: SteploomConfig, runtime: RuntimeDir, ready: Callable[[], None] | None) -> ExitCode:
-    runtime.clear()
-    # the services read what was checked here, also after a restart and whatever happens to the user's file meanwhile
-    runtime.config_file.write_text(to_toml(config))
     planned = plan(config, runtime)
-    runtime.write_services(planned.services(os.getpid()))
+
+    def prepare() -> None:
+        # the services read what was checked here, whatever happens to the user's file meanwhile; and again before each
+        # restart, because a cleaner of old files may have been in the folder
+        runtime.create()
+        runtime.restore(to_toml(config), planned.services(os.getpid()))
+
     try:
-        return asyncio.run(_supervise(planned, config, ready))
+        runtime.clear()
+        prepare()
+    except OSError as error:
+        raise ConfigError("up.runtime_dir", f"{error.filename} cannot be used: {error.strerror}") from None
+    try:
+        return asyncio.run(_supervise(planned, config, prepare, ready))
     finally:
         runtime.clear()
 
 
-async def _supervise(planned: Plan, config: SteploomConfig, ready: Callable[[], None] | None) -> ExitCode:
+async def _supervise(
+    planned: Plan, config: SteploomConfig, prepare: Callable[[], None], ready: Callable[[], None] | None
+) -> ExitCode:
     shutdown = Shutdown()
     _listen(shutdown)
-    supervisor = Supervisor(planned, config.up, _log_line)
+    supervisor = Supervisor(planned, config.up, _log_line, prepare)
 
     def announce(services: Sequence[Service]) -> None:
         _print_ready(services, config)

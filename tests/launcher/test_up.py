@@ -139,6 +139,34 @@ def test_a_killed_worker_comes_back_and_no_request_fails(system: System) -> None
     assert system.end() == ExitCode.OK, system.log.read_text()
 
 
+def test_a_service_comes_back_though_its_folder_was_emptied(system: System) -> None:
+    """As cleaners of old files do in /tmp."""
+    address = system.ready()
+    eventually(lambda: "ready; try" in system.log.read_text())
+    for file in (system.runtime.config_file, system.runtime.path / "services.json"):
+        file.unlink()
+    os.kill(system.children()["steploom_engine_worker"], signal.SIGKILL)
+    eventually(lambda: "worker-0 is up again" in system.log.read_text())
+    assert system.runtime.read_services() is not None
+    with Client(address) as client:
+        client.edit(Image.new("RGB", (32, 32)), "smile", timeout=20)
+    assert system.end() == ExitCode.OK
+
+
+@pytest.mark.parametrize("name", ["lock", "steploom.toml"])
+def test_a_folder_that_cannot_be_used_is_a_clear_error(folder: Path, name: str) -> None:
+    (folder / "run" / name).mkdir(parents=True)
+    done = subprocess.run(
+        [*UP, "--listen", "127.0.0.1:0", "--runtime-dir", str(folder / "run")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == ExitCode.USAGE
+    assert f"{folder}/run/{name} cannot be used: Is a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_no_service_outlives_a_killed_supervisor(system: System) -> None:
     system.ready()
     children = system.children()
