@@ -100,7 +100,8 @@ class Arena:
         """
         if block.index in self._free or not 0 <= block.index < self._num_blocks:
             raise ValueError(f"block {block.index} of {self!r} is not borrowed")
-        _LEASE.pack_into(self._map, block.output.offset - _LEASE.size, 0)
+        if not self._map.closed:  # at the end of a service a loan may outlive the arena
+            _LEASE.pack_into(self._map, block.output.offset - _LEASE.size, 0)
         self._free.append(block.index)
 
     def write(self, region: RegionRef, pixels: Pixels) -> None:

@@ -56,6 +56,14 @@ def test_a_loan_ends_once(arena: Arena) -> None:
     assert arena.num_used == 0
 
 
+def test_a_loan_may_end_after_its_arena(tmp_path: Path) -> None:
+    arena = Arena(tmp_path, BLOCK, 1)
+    block = lent(arena)
+    arena.close()
+    arena.give_back(block)
+    assert arena.num_used == 0
+
+
 def test_borrowed_gives_back_on_error(arena: Arena) -> None:
     def fail() -> None:
         with borrowed(arena) as block:
