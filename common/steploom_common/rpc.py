@@ -28,6 +28,7 @@ INTERNAL_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", 256 * 2**20),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # of gRPC's own probes: while one is out, none of keepalive's is sent
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),

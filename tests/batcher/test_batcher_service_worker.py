@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,8 @@ async def start_worker(address: str) -> asyncio.subprocess.Process:
     )
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+async def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -62,6 +63,28 @@ async def test_a_killed_worker_costs_no_picture(tmp_path: Path) -> None:
         worker.kill()
         await worker.wait()
         worker = await start_worker(worker_address)
+        assert await disturbed == undisturbed
+    await server.stop()
+    worker.terminate()
+    assert await worker.wait() == 0
+
+
+async def test_a_worker_that_stands_still_is_lost_within_the_time_of_keepalive(tmp_path: Path) -> None:
+    """Its socket stays open, so only an unanswered ping tells."""
+    worker_address, address = f"unix:{tmp_path}/w.sock", f"unix:{tmp_path}/b.sock"
+    server = BatcherServer(BatcherConfig(max_backoff_s=0.2), address, [worker_address])
+    await server.start()
+    worker = await start_worker(worker_address)
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = batcher_pb2_grpc.BatcherStub(channel)
+        await eventually(lambda: server.driver.can_serve)
+        undisturbed = await pictures(stub, server)
+        before = server.driver.statistics().denoise_rows
+        disturbed = asyncio.create_task(pictures(stub, server))
+        await eventually(lambda: server.driver.statistics().denoise_rows > before)
+        worker.send_signal(signal.SIGSTOP)
+        await eventually(lambda: not server.driver.can_serve, seconds=40)  # gRPC's own default alone: a minute
+        worker.send_signal(signal.SIGCONT)
         assert await disturbed == undisturbed
     await server.stop()
     worker.terminate()
