@@ -163,6 +163,10 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         return spec, payload
 
     def _check(self, job_id: str, payload: Payload, model: Model) -> None:
+        size = payload.picture.height, payload.picture.width
+        if size != (model.height, model.width):  # the gateway sizes pictures by the model that it last heard of
+            wanted = f"{model.height}x{model.width}"
+            raise Unavailable(f"the model has changed: the picture is {size[0]}x{size[1]}, must be {wanted}")
         violations = []
         if not job_id:
             violations.append(Violation("job_id", "is empty"))
@@ -174,7 +178,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
             )
         if payload.sampler not in image_pb2.Sampler.values():
             violations.append(Violation("sampler", f"{payload.sampler} does not exist"))
-        problem = _picture_problem(payload.picture, model)
+        problem = _picture_problem(payload.picture)
         if problem:
             violations.append(Violation("pixels", problem))
         if violations:
@@ -198,9 +202,7 @@ def _worker_status(link: WorkerLink, worker: WorkerStats | None) -> pb.StatusRes
     )
 
 
-def _picture_problem(picture: Picture, model: Model) -> str | None:
-    if (picture.height, picture.width) != (model.height, model.width):
-        return f"is {picture.height}x{picture.width}, must be {model.height}x{model.width}"
+def _picture_problem(picture: Picture) -> str | None:
     size = picture.height * picture.width * 3
     given = picture.place.size if isinstance(picture.place, RegionRef) else len(picture.place)
     return f"has {given} bytes, must have {size}" if given < size else None

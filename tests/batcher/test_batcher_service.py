@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from steploom_batcher.config import BatcherConfig, TierConfig
-from steploom_batcher.fake_worker import fake_ready, flat_costs
+from steploom_batcher.fake_worker import fake_model, fake_ready, flat_costs
 from steploom_batcher.fake_worker_service import FakeWorkerService, serve_fake_worker
 from steploom_batcher.messages import Admit
 from steploom_batcher.server import BatcherServer
@@ -137,7 +137,7 @@ async def test_defaults_are_those_of_tier_and_model(system: System) -> None:
         ({"steps": 101}, grpc.StatusCode.INVALID_ARGUMENT, "steps: is 101, must be at most 100"),
         ({"sampler": 77}, grpc.StatusCode.INVALID_ARGUMENT, "sampler: 77 does not exist"),
         ({"job_id": ""}, grpc.StatusCode.INVALID_ARGUMENT, "job_id"),
-        ({"pixels": worker_pb2.Pixels(height=4, width=5)}, grpc.StatusCode.INVALID_ARGUMENT, "is 4x5, must be 4x4"),
+        ({"pixels": worker_pb2.Pixels(height=4, width=5)}, grpc.StatusCode.UNAVAILABLE, "is 4x5, must be 4x4"),
         ({"pixels": worker_pb2.Pixels(height=4, width=4)}, grpc.StatusCode.INVALID_ARGUMENT, "has 0 bytes"),
         ({"deadline_unix_s": 1.0}, grpc.StatusCode.DEADLINE_EXCEEDED, "predicted"),
     ],
@@ -236,6 +236,21 @@ async def test_jobs_survive_the_death_of_their_worker(system: System) -> None:
         assert event.finished.pixels.inline.startswith(f"{number}:smile".encode())
     assert system.worker_service.num_streams == 2
     await assert_nothing_left(system)
+
+
+async def test_a_request_without_a_model_gets_the_one_that_is_served_now(system: System) -> None:
+    """Not the one that was served first; and a gateway that has not heard of it yet is told to try again."""
+    await system.worker_server.stop(None)
+    await eventually(lambda: not system.driver.can_serve)
+    system.worker_service = FakeWorkerService(fake_ready(COSTS, model=fake_model("next", 6, 6)))
+    system.worker_server = await serve_fake_worker(system.worker_address, system.worker_service)
+    await eventually(lambda: system.driver.can_serve)
+    assert (await system.stub.Status(pb.StatusRequest())).model.name == "next"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await submit(system)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    event = await submit(system, pixels=worker_pb2.Pixels(height=6, width=6, inline=bytes(108)))
+    assert event.HasField("finished")
 
 
 async def test_a_deadline_that_passes_ends_the_job(system: System) -> None:
