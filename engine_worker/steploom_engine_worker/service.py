@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
@@ -29,6 +29,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
+        self._tell_end: Callable[[], None] = _nobody  # ends the stream that is open
+        worker.ended.add_done_callback(lambda _: self._tell_end())  # once: a future keeps its callbacks for ever
 
     async def Drive(  # type: ignore[override]
         self, request_iterator: AsyncIterator[worker_pb2.Command], context: Context
@@ -42,11 +44,14 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
         reader = asyncio.create_task(self._read(request_iterator, session))
         reader.add_done_callback(lambda _: reports.put_nowait(None))
-        self._worker.ended.add_done_callback(lambda _: _post(loop, reports, None))
+        self._tell_end = lambda: _post(loop, reports, None)
+        if self._worker.ended.done():
+            self._tell_end()
         try:
             await self._answer(reports, context)
         finally:
             reader.cancel()
+            self._tell_end = _nobody
             self._worker.close_session(session)
         if self._worker.ended.done():
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the worker has ended")
@@ -70,6 +75,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             for command in commands:
                 while not self._worker.submit(session, command):  # noqa: ASYNC110 - the other side is a thread
                     await asyncio.sleep(_FULL_WAIT_S)
+
+
+def _nobody() -> None:
+    """No stream is open."""
 
 
 def _post(loop: asyncio.AbstractEventLoop, reports: asyncio.Queue[TickDone | None], done: TickDone | None) -> None:

@@ -125,6 +125,18 @@ async def test_runs_jobs_in_order(tmp_path: Path) -> None:
         assert pixels.pixels.inline == expected.tobytes()
 
 
+async def test_streams_that_have_ended_leave_nothing_in_the_worker(tmp_path: Path) -> None:
+    async with running(tmp_path) as this:
+        for _ in range(20):
+            call = this.drive()
+            await call.read()
+            assert (await send(call, admit(0), tick(1, ENCODE, [0])))[0].status == OK
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF
+            await this.wait_free()
+        assert len(vars(this.server.worker.ended)["_done_callbacks"]) < 5  # each would hold the reports that nobody read
+
+
 async def test_a_second_stream_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     async with running(tmp_path) as this:
         first, second = this.drive(), this.drive()
