@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,9 +58,17 @@ def drive(tmp_path: Path, instruction: str) -> None:
         worker_pb2.Command(tick=worker_pb2.Tick(tick_id=2, stage=worker_pb2.STAGE_DENOISE, slots=[0], steps=[0])),
     ]
     with grpc.insecure_channel(f"unix:{tmp_path}/w.sock") as channel:
-        reports = worker_pb2_grpc.WorkerStub(channel).Drive(iter(commands), wait_for_ready=True, timeout=20)
+        ended = threading.Event()
+
+        def stay() -> Iterator[worker_pb2.Command]:
+            """A batcher keeps its stream open: a worker forgets what waits when it closes."""
+            yield from commands
+            ended.wait(20)
+
+        reports = worker_pb2_grpc.WorkerStub(channel).Drive(stay(), wait_for_ready=True, timeout=20)
         with pytest.raises(grpc.RpcError):
             list(reports)
+        ended.set()
 
 
 def test_ends_in_order_on_a_signal(start: Start, tmp_path: Path) -> None:

@@ -134,7 +134,9 @@ async def test_streams_that_have_ended_leave_nothing_in_the_worker(tmp_path: Pat
             await call.done_writing()
             assert await call.read() is grpc.aio.EOF
             await this.wait_free()
-        assert len(vars(this.server.worker.ended)["_done_callbacks"]) < 5  # each would hold the reports that nobody read
+        assert (
+            len(vars(this.server.worker.ended)["_done_callbacks"]) < 5
+        )  # each would hold the reports that nobody read
 
 
 async def test_a_second_stream_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
