@@ -134,6 +134,7 @@ async def test_streams_that_have_ended_leave_nothing_in_the_worker(tmp_path: Pat
             await call.done_writing()
             assert await call.read() is grpc.aio.EOF
             await this.wait_free()
+        # each would hold the reports that nobody read
         assert (
             len(vars(this.server.worker.ended)["_done_callbacks"]) < 5
         )  # each would hold the reports that nobody read
