@@ -127,6 +127,15 @@ class Job:
                 return 0
 
     @property
+    def progress(self) -> str:
+        """How far it is planned, in words."""
+        if self.state is State.QUEUED:
+            return "no slot yet"
+        if self.stage is Stage.DENOISE:
+            return f"step {self.step} of {self.spec.steps}"
+        return f"stage {self.stage.name.lower()}" if self.stage else "its last tick"
+
+    @property
     def remaining_s(self) -> float:
         """Predicted time to its end if it had the device to itself from now on."""
         latency = self.costs.latency_s

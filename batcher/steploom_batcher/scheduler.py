@@ -10,7 +10,6 @@ when `wake_at` has come.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections import Counter
 
@@ -18,6 +17,7 @@ from steploom_batcher.admission import Admission
 from steploom_batcher.config import SchedulerConfig
 from steploom_batcher.cost_model import CostModel
 from steploom_batcher.fairness import Backlog, Flow, Shares
+from steploom_batcher.giving_up import GivingUp
 from steploom_batcher.job import Job, JobCosts, State
 from steploom_batcher.policy import Policy, RequestPolicy, StepPolicy, TickBuilder, Worker, entries_of
 from steploom_batcher.types import (
@@ -46,12 +46,6 @@ from steploom_batcher.types import (
 from steploom_batcher.waiting import WaitingRoom
 from steploom_common.guidance import Branch
 
-# A job is given up before its deadline only when even half of the predicted remaining time would be too long: the
-# prediction may be wrong, and a job that is given up cannot be brought back.
-_SURE = 0.5
-
-_SPARE = 64  # entries of ended jobs that a heap may hold, beside as many as live: then it is made anew
-
 
 class Scheduler:
     """Decides which rows run in which tick."""
@@ -67,7 +61,7 @@ class Scheduler:
         self._policy: Policy = RequestPolicy(config) if config.policy == "request" else StepPolicy(config, self._shares)
         self._admission = Admission(config, self._backlog)
         self._flows: Counter[Flow] = Counter()  # live jobs of each
-        self._give_up: list[tuple[float, int, str]] = []  # heap of (when, sequence, job)
+        self._giving_up = GivingUp(self._jobs)
         self._wake: float | None = None
         self._sequence = itertools.count()
         self._tick_ids = itertools.count(1)
@@ -101,7 +95,7 @@ class Scheduler:
         self._flows[job.flow] += 1
         self._backlog.add(spec.tier, due, job.work_left_s)
         self._backlog.arrived(spec.tier, job.work_left_s, now)
-        self._watch(job)
+        self._giving_up.watch(job)
         self._waiting.enter(job)
         self._assign_slots()
         return verdict
@@ -118,17 +112,10 @@ class Scheduler:
     def expire(self, now: float) -> list[Effect]:
         """Ends the jobs that are past their deadline, or cannot make it any more."""
         effects: list[Effect] = []
-        while self._give_up and self._give_up[0][0] <= now:
-            _, _, job_id = heapq.heappop(self._give_up)
-            job = self._jobs.get(job_id)
-            if job is None or job.state is State.LEAVING or job.stage is None:
-                continue  # ended, or its last tick is in flight: let it finish
-            if self._hopeless_at(job) > now:
-                self._watch(job)  # it has made progress since
-                continue
+        for job in self._giving_up.due(now):
             self._counts["expired"] += 1
-            effects.append(Failed(job_id, Cause.DEADLINE, f"not done by its deadline; at {_progress(job)}"))
-            effects += self._leave(job)
+            message = f"not done by its deadline; at {job.progress}"
+            effects += [Failed(job.spec.job_id, Cause.DEADLINE, message), *self._leave(job)]
         return effects
 
     # Workers
@@ -206,12 +193,8 @@ class Scheduler:
 
     def wake_at(self) -> float | None:
         """When `expire` and `next_ticks` should be called though nothing has happened."""
-        times = [self._wake] if self._wake is not None else []
-        while self._give_up and self._give_up[0][2] not in self._jobs:
-            heapq.heappop(self._give_up)
-        if self._give_up:
-            times.append(self._give_up[0][0])
-        return min(times, default=None)
+        times = (self._wake, self._giving_up.next_at())
+        return min((time for time in times if time is not None), default=None)
 
     # State
 
@@ -280,17 +263,6 @@ class Scheduler:
             if profile.key == key and now - since <= self._config.worker_grace_s:
                 return CostModel(profile.costs, self._config.max_rows)
         return None
-
-    def _hopeless_at(self, job: Job) -> float:
-        return job.spec.deadline - _SURE * job.remaining_s
-
-    def _watch(self, job: Job) -> None:
-        heapq.heappush(self._give_up, self._watched(job))
-        if len(self._give_up) > 2 * len(self._jobs) + _SPARE:  # far deadlines of jobs that have long ended
-            self._give_up = sorted(self._watched(item) for item in self._jobs.values())
-
-    def _watched(self, job: Job) -> tuple[float, int, str]:
-        return self._hopeless_at(job), job.sequence, job.spec.job_id
 
     # Slots
 
@@ -361,7 +333,7 @@ class Scheduler:
         self._backlog.add(job.spec.tier, job.due, work_s - job.work_left_s)
         job.work_left_s = work_s
         job.restart()
-        self._watch(job)
+        self._giving_up.watch(job)
         job.move(State.QUEUED)
         self._waiting.enter(job)
         if job.num_crashes < self._config.max_crashes:
@@ -460,12 +432,4 @@ class Scheduler:
     def _roll_back(self, alive: list[tuple[Job, Entry]], tick: Tick) -> None:
         for job, entry in alive:
             job.roll_back(tick.stage, entry.step)
-            self._watch(job)
-
-
-def _progress(job: Job) -> str:
-    if job.state is State.QUEUED:
-        return "no slot yet"
-    if job.stage is Stage.DENOISE:
-        return f"step {job.step} of {job.spec.steps}"
-    return f"stage {job.stage.name.lower()}" if job.stage else "its last tick"
+            self._giving_up.watch(job)

@@ -293,7 +293,7 @@ def test_jobs_that_have_ended_leave_nothing_behind() -> None:
     for number in range(2000):
         bench.admit(spec(f"cancelled{number}", deadline=1e6))
         bench.scheduler.cancel(f"cancelled{number}", 0.0)
-    assert len(bench.scheduler._give_up) < 100
+    assert len(bench.scheduler._giving_up) < 100
     assert sum(len(heap) for heap in bench.scheduler._waiting._heaps.values()) < 100
     bench.run()
     assert bench.finished() == ["running", "waiting"]
