@@ -142,8 +142,9 @@ async def test_streams_that_have_ended_leave_nothing_in_the_worker(tmp_path: Pat
 
 async def test_a_second_stream_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
     async with running(tmp_path) as this:
-        first, second = this.drive(), this.drive()
+        first = this.drive()
         await first.read()
+        second = this.drive()
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await second.read()
         assert refused.value.code() is grpc.StatusCode.ALREADY_EXISTS
