@@ -6,11 +6,12 @@ import io
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from steploom.types import EditResult, Format
+    from PIL.Image import Image
 
+Format = Literal["png", "jpeg", "webp", "raw"]
 FORMATS: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
@@ -24,13 +25,6 @@ def format_of(path: Path) -> Format:
     if suffix not in FORMATS:
         raise ValueError(f"{path}: cannot write {suffix or 'a file without a suffix'}; use one of {', '.join(FORMATS)}")
     return FORMATS[suffix]
-
-
-def save_picture(result: EditResult, path: Path) -> Path:
-    """Writes `result` in the format of `path`'s suffix; the bytes as they came where that is their format."""
-    wanted = format_of(path)
-    write_whole(path, result.data if wanted == result.format else _encode(result, wanted))
-    return path
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -52,10 +46,11 @@ def _umask() -> int:
     return mask
 
 
-def _encode(result: EditResult, wanted: Format) -> bytes:
+def encode(image: Image, wanted: Format) -> bytes:
+    """The bytes of a PNG, JPEG or WebP file; all but JPEG keep every pixel."""
     buffer = io.BytesIO()
     if wanted == "jpeg":
-        result.image.save(buffer, "JPEG", quality=92)
+        image.save(buffer, "JPEG", quality=92)
     else:
-        result.image.save(buffer, wanted.upper(), lossless=True)  # PNG is so anyway
+        image.save(buffer, wanted.upper(), lossless=True)  # PNG is so anyway
     return buffer.getvalue()

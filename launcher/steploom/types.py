@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from steploom.pictures import Format, encode, format_of, write_whole
 from steploom_common.errors import Violation
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "EditEvent",
     "EditOptions",
     "EditResult",
+    "Format",
     "ImageInput",
     "Queued",
     "Started",
@@ -32,7 +34,6 @@ __all__ = [
 
 # encoded bytes, a path, a PIL image, or uint8 RGB [height, width, 3]
 ImageInput: TypeAlias = Union[bytes, str, os.PathLike[str], "Image", NDArray[np.uint8]]
-Format = Literal["png", "jpeg", "webp", "raw"]
 SizeRule = Literal["crop", "pad", "stretch"]
 Sampler = Literal["ddim", "euler", "dpmpp_2m"]
 
@@ -97,9 +98,10 @@ class EditResult:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the picture to `path`, in the format of its suffix; whole or not at all."""
-        from steploom.pictures import save_picture
-
-        return save_picture(self, Path(path))
+        target = Path(path)
+        wanted = format_of(target)
+        write_whole(target, self.data if wanted == self.format else encode(self.image, wanted))
+        return target
 
 
 @dataclass(frozen=True)
