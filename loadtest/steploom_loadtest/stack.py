@@ -13,6 +13,7 @@ import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,7 +52,8 @@ class Stack:
         directory.mkdir(parents=True, exist_ok=True)
         config = directory / "steploom.toml"
         config.write_text(to_toml({**tables, "gateway": _FREE_PORTS | {**tables.get("gateway", {})}}))
-        command = (sys.executable, "-m", "steploom", "up", "--config", str(config), "--runtime-dir", str(self._runtime))
+        up = ("-m", "steploom", "up", "--config", str(config), "--runtime-dir", str(self._runtime))
+        command = (sys.executable, "-P", str(_leash()), str(os.getpid()), *up)  # ends with us, however we end
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -238,6 +240,14 @@ def running(directory: Path, tables: Tables, ready_s: float = 60.0) -> Iterator[
     """A stack for the length of a `with` block."""
     with Stack(directory, tables, ready_s) as stack:
         yield stack
+
+
+def _leash() -> Path:
+    """The script that ends what it starts when its parent dies."""
+    spec = find_spec("steploom")
+    if spec is None or not spec.submodule_search_locations:
+        raise StackError("the package steploom is not installed")
+    return Path(spec.submodule_search_locations[0]) / "leash.py"
 
 
 def _children(pid: int) -> list[int]:
