@@ -68,6 +68,7 @@ class Job:
     stage: Stage | None = Stage.ENCODE  # None: all is planned
     step: int = 0  # denoise: next step to plan, from 0
     in_flight: int = 0  # ticks that name it
+    is_recovering: bool = False  # a tick of it did not run: nothing is planned until those in flight are back
     num_postponed: int = 0  # ticks that went before its next one, though it was more urgent
     num_crashes: int = 0  # workers that died with this job in a tick
     work_left_s: float = 0.0  # counted in the backlog
@@ -96,7 +97,7 @@ class Job:
     @property
     def is_ready(self) -> bool:
         """A tick can take it now."""
-        return self.state is State.RUNNING and self.stage is not None
+        return self.state is State.RUNNING and self.stage is not None and not self.is_recovering
 
     @property
     def flow(self) -> Flow:
@@ -176,11 +177,12 @@ class Job:
         return entry
 
     def roll_back(self, stage: Stage, step: int) -> None:
-        """Plans again from (stage, step), unless it is already to plan from there or before.
+        """Plans again from (stage, step), unless it is already to plan from before that.
 
-        Ticks of it that are still in flight will come back as skipped: each names a step at least as late as what is
-        planned by then, so they change nothing.
+        Its ticks in flight come back first: planned among them, it would be out of step with its neighbours there, and
+        each skipped tick would make the next one be skipped.
         """
+        self.is_recovering = True
         if self.stage is None or (stage, step) < (self.stage, self.step):
             self.stage, self.step = stage, step
 
@@ -189,6 +191,7 @@ class Job:
         self.worker_id, self.slot = "", -1
         self.stage, self.step = Stage.ENCODE, 0
         self.in_flight = 0
+        self.is_recovering = False
         self.denoise_planned = None
 
     def record(self, tick: Tick, seconds: float, now: float) -> None:

@@ -50,8 +50,9 @@ class Worker:
         return any(job.is_ready for job in self.jobs.values())
 
     def ready(self) -> list[Job]:
-        """Jobs that a tick can take now."""
-        return [job for job in self.jobs.values() if job.is_ready]
+        """Jobs that a tick can take now; those that wait for their part of a failed tick are not among them."""
+        set_aside = {id(job) for part in self.recovery for job in part}
+        return [job for job in self.jobs.values() if job.is_ready and id(job) not in set_aside]
 
 
 class TickBuilder:

@@ -189,6 +189,8 @@ class Scheduler:
                 effects += self._split(worker, alive, tick, outcome)
             case Status.SKIPPED:
                 self._roll_back(alive, tick)
+        for job, _ in alive:
+            job.is_recovering = job.is_recovering and job.in_flight > 0
         return effects
 
     def wake_at(self) -> float | None:
@@ -363,13 +365,15 @@ class Scheduler:
             self._wake = when
 
     def _recover(self, worker: Worker) -> TickBuilder | None:
-        """The next part of a failed tick, with nobody else in it."""
+        """The next part of a failed tick of which all is back, with nobody else in it."""
         for part in worker.recovery:
             part[:] = [job for job in part if job.state is State.RUNNING and job.worker_id == worker.worker_id]
         worker.recovery = [part for part in worker.recovery if part]
-        if not worker.recovery:
+        complete = [part for part in worker.recovery if all(job.is_ready for job in part)]
+        if not complete:
             return None
-        part = worker.recovery.pop(0)
+        part = complete[0]
+        worker.recovery.remove(part)
         stage = part[0].stage
         assert stage is not None
         return TickBuilder(stage, sum(job.rows for job in part)).add_all(part)
