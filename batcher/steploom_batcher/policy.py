@@ -121,8 +121,9 @@ class StepPolicy:
         self._company = Company(config)
 
     def compose(self, worker: Worker, now: float) -> TickBuilder | None:
+        self._company.forget()
         ready = worker.ready()
-        if self._company.is_awaited(worker, ready, now) or not ready:
+        if not ready or self._company.is_awaited(worker, ready, now):
             return None
         startable = self._startable(sorted(ready, key=self._urgency), worker.costs)
         lead = self._lead(startable, worker, now)
@@ -209,6 +210,7 @@ class RequestPolicy:
         self._company = Company(config)
 
     def compose(self, worker: Worker, now: float) -> TickBuilder | None:
+        self._company.forget()
         worker.batch = [job for job in worker.batch if job.state is State.RUNNING and job.stage is not None]
         if not worker.batch and not self._form(worker, now):
             return None
@@ -227,7 +229,7 @@ class RequestPolicy:
         """Fills the worker's batch; False where there is nothing to run, or company is awaited."""
         waiting = sorted(worker.ready(), key=lambda job: job.sequence)
         mates = [job for job in waiting if _shape(job) == _shape(waiting[0])]
-        if self._company.is_awaited(worker, mates, now) or not mates:
+        if not mates or self._company.is_awaited(worker, mates, now):
             return False
         lead = mates[0]
         rows = len(mates) * lead.spec.rows
@@ -248,11 +250,12 @@ class Company:
         self._max_delay = config.max_queue_delay_s
         self.until: float | None = None  # end of the wait that was decided last
 
+    def forget(self) -> None:
+        """Before each decision: a wait that outlives its reason would wake the caller again and again."""
+        self.until = None
+
     def is_awaited(self, worker: Worker, jobs: Sequence[Job], now: float) -> bool:
         """Only where the worker has nothing else to do, and none of the jobs has begun or would come too late."""
-        self.until = None  # also where there is no job any more: a wait that outlives its jobs would wake for nothing
-        if not jobs:
-            return False
         until = min(job.submitted for job in jobs) + self._max_delay
         if worker.ticks or now >= until or any(job.stage is not Stage.ENCODE for job in jobs):
             return False
