@@ -68,7 +68,6 @@ class Job:
     stage: Stage | None = Stage.ENCODE  # None: all is planned
     step: int = 0  # denoise: next step to plan, from 0
     in_flight: int = 0  # ticks that name it
-    is_recovering: bool = False  # a tick of it did not run: nothing is planned until those in flight are back
     num_postponed: int = 0  # ticks that went before its next one, though it was more urgent
     num_crashes: int = 0  # workers that died with this job in a tick
     work_left_s: float = 0.0  # counted in the backlog
@@ -97,7 +96,7 @@ class Job:
     @property
     def is_ready(self) -> bool:
         """A tick can take it now."""
-        return self.state is State.RUNNING and self.stage is not None and not self.is_recovering
+        return self.state is State.RUNNING and self.stage is not None
 
     @property
     def flow(self) -> Flow:
@@ -177,12 +176,7 @@ class Job:
         return entry
 
     def roll_back(self, stage: Stage, step: int) -> None:
-        """Plans again from (stage, step), unless it is already to plan from before that.
-
-        Its ticks in flight come back first: planned among them, it would be out of step with its neighbours there, and
-        each skipped tick would make the next one be skipped.
-        """
-        self.is_recovering = True
+        """Plans again from (stage, step), unless it is already to plan from before that."""
         if self.stage is None or (stage, step) < (self.stage, self.step):
             self.stage, self.step = stage, step
 
@@ -191,7 +185,6 @@ class Job:
         self.worker_id, self.slot = "", -1
         self.stage, self.step = Stage.ENCODE, 0
         self.in_flight = 0
-        self.is_recovering = False
         self.denoise_planned = None
 
     def record(self, tick: Tick, seconds: float, now: float) -> None:

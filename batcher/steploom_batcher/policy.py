@@ -37,6 +37,7 @@ class Worker:
     ticks: dict[int, Tick] = field(default_factory=dict)
     recovery: list[list[Job]] = field(default_factory=list)  # parts of failed ticks: they run first, by themselves
     batch: list[Job] = field(default_factory=list)  # request policy: what runs to its end
+    is_flushing: bool = False  # a tick did not run: nothing is planned until all in flight are back
     busy_until: float = 0.0  # predicted end of the last tick in flight
 
     @property
@@ -50,9 +51,8 @@ class Worker:
         return any(job.is_ready for job in self.jobs.values())
 
     def ready(self) -> list[Job]:
-        """Jobs that a tick can take now; those that wait for their part of a failed tick are not among them."""
-        set_aside = {id(job) for part in self.recovery for job in part}
-        return [job for job in self.jobs.values() if job.is_ready and id(job) not in set_aside]
+        """Jobs that a tick can take now."""
+        return [job for job in self.jobs.values() if job.is_ready]
 
 
 class TickBuilder:

@@ -173,6 +173,9 @@ class Scheduler:
         worker.busy_until = now + sum(item.predicted_s for item in worker.ticks.values())
         if outcome.status is Status.OK:
             worker.costs.observe(tick.stage, tick.bucket, outcome.seconds)
+        # Ticks in flight behind one that did not run are out of step and are skipped, and so would be one planned among
+        # them: only when all are back is every job where the scheduler believes it to be.
+        worker.is_flushing = bool(worker.ticks) and (worker.is_flushing or outcome.status is not Status.OK)
         effects: list[Effect] = []
         alive = []
         for entry in tick.entries:
@@ -189,8 +192,6 @@ class Scheduler:
                 effects += self._split(worker, alive, tick, outcome)
             case Status.SKIPPED:
                 self._roll_back(alive, tick)
-        for job, _ in alive:
-            job.is_recovering = job.is_recovering and job.in_flight > 0
         return effects
 
     def wake_at(self) -> float | None:
@@ -352,7 +353,7 @@ class Scheduler:
         """A worker gets its next tick shortly before the last one ends: rows that arrive until then can still join."""
         if not worker.ticks:
             return True
-        if len(worker.ticks) >= self._config.ticks_in_flight:
+        if worker.is_flushing or len(worker.ticks) >= self._config.ticks_in_flight:
             return False
         plan_at = worker.busy_until - self._config.lead_s
         if now < plan_at:
@@ -365,15 +366,13 @@ class Scheduler:
             self._wake = when
 
     def _recover(self, worker: Worker) -> TickBuilder | None:
-        """The next part of a failed tick of which all is back, with nobody else in it."""
+        """The next part of a failed tick, with nobody else in it."""
         for part in worker.recovery:
             part[:] = [job for job in part if job.state is State.RUNNING and job.worker_id == worker.worker_id]
         worker.recovery = [part for part in worker.recovery if part]
-        complete = [part for part in worker.recovery if all(job.is_ready for job in part)]
-        if not complete:
+        if not worker.recovery:
             return None
-        part = complete[0]
-        worker.recovery.remove(part)
+        part = worker.recovery.pop(0)
         stage = part[0].stage
         assert stage is not None
         return TickBuilder(stage, sum(job.rows for job in part)).add_all(part)
