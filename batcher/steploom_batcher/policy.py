@@ -214,12 +214,9 @@ class RequestPolicy:
         worker.batch = [job for job in worker.batch if job.state is State.RUNNING and job.stage is not None]
         if not worker.batch and not self._form(worker, now):
             return None
-        ready = [job for job in worker.ready() if job in worker.batch]
         # all of the batch is at one step: those that lag, because a stage has smaller buckets, catch up first
         progress = min((job.stage or Stage.DECODE, job.step) for job in worker.batch)
-        mates = [job for job in ready if (job.stage, job.step) == progress]
-        if not mates:
-            return None
+        mates = [job for job in worker.batch if (job.stage, job.step) == progress]
         return TickBuilder(progress[0], worker.costs.buckets(progress[0])[-1]).add_all(mates)
 
     def wake_at(self) -> float | None:

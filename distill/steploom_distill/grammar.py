@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from . import phrases
-from .edits import EDIT_INDEX, EDITS
+from .edits import EDITS
 
 LANGUAGES = ("en", "ko")
 ENDINGS = (" 줘", "줘", " 주세요", "주세요", " 줄래", "")
@@ -148,11 +148,6 @@ def split(is_held_out: bool, language: str | None = None) -> list[Instruction]:
         for instruction in instructions(edit.name, code)
         if instruction.is_held_out == is_held_out
     ]
-
-
-def edit_id(instruction: Instruction) -> int:
-    """The index into `EDITS` of the edit an instruction asks for."""
-    return EDIT_INDEX[instruction.edit]
 
 
 def parse(text: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -108,8 +108,3 @@ def posterior(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Unscaled latents back to images, about 0..1 (not clamped)."""
     return cast(Tensor, vae.decoder(vae.post_quant_conv(latents))) * 0.5 + 0.5
-
-
-def parameter_count(module: Any) -> int:
-    """Number of parameters."""
-    return sum(p.numel() for p in module.parameters())
