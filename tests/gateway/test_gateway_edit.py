@@ -69,7 +69,8 @@ async def test_absent_fields_are_left_to_the_batcher(house: House) -> None:
 async def test_deadline_becomes_an_absolute_time(house: House) -> None:
     start = time.time()
     await house.stub.Edit(request(), timeout=60)
-    assert start + 55 < house.batcher.requests[-1].deadline_unix_s <= time.time() + 60
+    # gRPC sends the time that is left in few digits, rounded up, and a busy machine takes a while to send it.
+    assert start + 55 < house.batcher.requests[-1].deadline_unix_s < time.time() + 62
 
 
 async def test_same_request_id_twice_at_once_is_two_jobs(house: House) -> None:
