@@ -10,7 +10,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from steploom_engine_worker.manifest import FILE, weights_sha256
+from steploom_engine_worker.manifest import FILE
+from steploom_engine_worker.model_files import weights_sha256
 
 from .models import build_scheduler
 from .sampling import Guidance

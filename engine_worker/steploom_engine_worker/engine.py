@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from steploom_common.adapter import AdapterTraits
 from steploom_engine_worker.schedule import Sampler
 
 Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
@@ -57,7 +58,7 @@ class ModelInfo:
     default_sampler: Sampler
     latent_shape: tuple[int, int, int]  # channels, height, width
     digest: str  # equal digests draw equal pictures
-    adapters: tuple[str, ...] = ()  # by name
+    adapters: Mapping[str, AdapterTraits] = field(default_factory=dict)  # by name
 
 
 class Engine(Protocol):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from steploom_common.settings import ConfigError, check, from_table, section, setting
 from steploom_engine_worker.errors import ModelError
-from steploom_engine_worker.model_files import read_json
+from steploom_engine_worker.model_files import read_json, weights_sha256
 from steploom_engine_worker.schedule import Sampler
 
 FILE = "steploom.json"
 SAMPLERS = {"ddim": Sampler.DDIM, "euler": Sampler.EULER, "dpmpp_2m": Sampler.DPMPP_2M}
-
-_WEIGHTED_PARTS = ("text_encoder", "unet", "vae")
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,3 @@ def read_manifest(root: Path) -> Manifest:
     if manifest.weights_sha256 and manifest.weights_sha256 != weights_sha256(root):
         raise ModelError(file, "weights_sha256 is not that of the weights: the directory is mixed or damaged")
     return manifest
-
-
-def weights_sha256(root: Path) -> str:
-    """SHA-256, in hex, over the safetensors files of UNet, VAE and text encoder: what an adapter is bound to."""
-    digest = hashlib.sha256()
-    for file in sorted(path for part in _WEIGHTED_PARTS for path in (root / part).glob("*.safetensors")):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

@@ -21,6 +21,7 @@ PIPELINE = "StableDiffusionInstructPix2PixPipeline"
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _READ_BYTES = 1 << 20
+_WEIGHTED_PARTS = ("text_encoder", "unet", "vae")  # what an adapter is bound to
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,15 @@ def _check_weights(file: Path) -> None:
                 raise ModelError(file, "holds no tensor")
     except (SafetensorError, OSError) as error:
         raise ModelError(file, f"is no complete safetensors file: {error}") from None
+
+
+def weights_sha256(root: Path) -> str:
+    """SHA-256, in hex, over the safetensors files of UNet, VAE and text encoder: what an adapter is bound to."""
+    digest = hashlib.sha256()
+    for file in sorted(path for part in _WEIGHTED_PARTS for path in (root / part).glob("*.safetensors")):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def embedded_model() -> Path:

@@ -20,7 +20,7 @@ from steploom_distill.pack import default_guidance, read_manifest
 from steploom_distill.renderer import render
 from steploom_distill.sampling import Editor
 from steploom_distill.scene import Scene, sample_scenes, visible
-from steploom_engine_worker.manifest import weights_sha256
+from steploom_engine_worker.model_files import weights_sha256
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "avatar-edit"

@@ -29,7 +29,7 @@ from steploom_distill.sampling import Guidance
 from steploom_distill.teacher import Objective, train_teacher
 from steploom_distill.training import Budget, Ema
 from steploom_distill.vae import train_vae
-from steploom_engine_worker.manifest import weights_sha256
+from steploom_engine_worker.model_files import weights_sha256
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(

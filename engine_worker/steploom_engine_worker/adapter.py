@@ -1,0 +1,258 @@
+"""Low-rank adapters on a UNet, gated per row: rows with and without an adapter share one forward pass.
+
+The one idea: a linear map or convolution W of a row with the gate g computes
+
+    y = W x + g * B A x                                  (arXiv 2106.09685, equation 3)
+
+with g = 1 for the rows of the adapter and 0 for all others. The rows of an adapter stand together, so a gate is a range
+of rows, and rows outside of it are not touched: they are, bit for bit, what the model without adapters makes of them.
+
+An adapter may also take the guidance scales as inputs (arXiv 2210.03142, section 3.1): an embedding of both is added to
+the embedding of the timestep, and the row stands for the whole guided prediction.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from steploom_engine_worker.adapter_files import AdapterFiles
+from steploom_engine_worker.errors import ModelError
+
+ALL_ROWS = slice(None)
+
+_OCTAVES = 8  # of the sines that describe a guidance scale
+_DOWN, _UP = "lora_A.weight", "lora_B.weight"
+_EMBEDDING = "guidance_embedding."
+_UNET = "unet."
+
+
+class LowRank(nn.Module):
+    """B A for one linear map or convolution: A has its kernel, stride and padding, B is a matrix. B starts at zero."""
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int) -> None:
+        super().__init__()
+        self.down: nn.Linear | nn.Conv2d
+        self.up: nn.Linear | nn.Conv2d
+        if isinstance(base, nn.Linear):
+            rank = min(rank, base.in_features, base.out_features)
+            self.down = nn.Linear(base.in_features, rank, bias=False)
+            self.up = nn.Linear(rank, base.out_features, bias=False)
+        else:
+            rank = min(rank, base.in_channels, base.out_channels)
+            self.down = nn.Conv2d(
+                base.in_channels, rank, cast(tuple[int, int], base.kernel_size), cast(tuple[int, int], base.stride),
+                cast(tuple[int, int], base.padding), bias=False,
+            )  # fmt: skip
+            self.up = nn.Conv2d(rank, base.out_channels, 1, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.up(self.down(x))
+        return result
+
+
+class GuidanceEmbedding(nn.Module):
+    """Both guidance scales as a change of the timestep's embedding; zero at the start of training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(4 * _OCTAVES, width)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, scales: Tensor) -> Tensor:
+        """``scales`` is ``[rows, 2]``, text and picture; the result ``[rows, width]``."""
+        frequencies = 2.0 ** torch.arange(_OCTAVES, device=scales.device)
+        phases = scales.float().log()[:, :, None] * frequencies  # [rows, 2, octaves]
+        waves = torch.cat([phases.sin(), phases.cos()], dim=-1).flatten(1)
+        result: Tensor = self.out(nn.functional.silu(self.hidden(waves.to(self.hidden.weight.dtype))))
+        return result
+
+
+class Adapter(nn.Module):
+    """The weights of one adapter for one UNet.
+
+    Args:
+        unet: the UNet whose maps are adapted.
+        names: of the linear maps and convolutions to adapt.
+        rank: of the changes, where a map is not smaller.
+        has_guidance: whether it takes the guidance scales.
+
+    Raises:
+        ValueError: the UNet has no linear map or convolution of a name.
+    """
+
+    def __init__(self, unet: nn.Module, names: Iterable[str], rank: int, has_guidance: bool) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        known = dict(linear_maps(unet))
+        for name in self.names:
+            if name not in known:
+                raise ValueError(f"the UNet has no linear map or convolution {name}")
+        self.low_ranks = nn.ModuleList([LowRank(known[name], rank) for name in self.names])
+        width = cast(Any, unet).time_embedding.linear_2.out_features
+        self.guidance = GuidanceEmbedding(width) if has_guidance else None
+
+    @property
+    def changes(self) -> dict[str, LowRank]:
+        """By the name of the map that they change."""
+        return dict(zip(self.names, cast(Sequence[LowRank], self.low_ranks), strict=True))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights by their names in a file."""
+        found: dict[str, Tensor] = {}
+        for name, low_rank in self.changes.items():
+            found[f"{_UNET}{name}.{_DOWN}"] = low_rank.down.weight
+            found[f"{_UNET}{name}.{_UP}"] = low_rank.up.weight
+        if self.guidance is not None:
+            found |= {_EMBEDDING + name: tensor for name, tensor in self.guidance.named_parameters()}
+        return found
+
+    @torch.no_grad()
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over weights.
+
+        Raises:
+            ValueError: a tensor is missing, not wanted, of another shape, or not finite.
+        """
+        wanted = self.tensors()
+        if wanted.keys() != tensors.keys():
+            odd = sorted(wanted.keys() ^ tensors.keys())
+            raise ValueError(f"{'lacks' if odd[0] in wanted else 'has no place for'} tensor {odd[0]}")
+        for name, target in wanted.items():
+            if tensors[name].shape != target.shape:
+                raise ValueError(f"tensor {name} is {list(tensors[name].shape)}, must be {list(target.shape)}")
+            if not torch.isfinite(tensors[name]).all():
+                raise ValueError(f"tensor {name} holds values that are not finite")
+            target.copy_(tensors[name])
+
+
+def load_adapter(unet: nn.Module, files: AdapterFiles) -> Adapter:
+    """The adapter of these files, for this UNet, in evaluation mode and float32.
+
+    Raises:
+        ModelError: its tensors do not fit the UNet.
+    """
+    manifest = files.manifest
+    names = [key.removeprefix(_UNET).removesuffix(f".{_DOWN}") for key in sorted(files.tensors) if key.endswith(_DOWN)]
+    try:
+        adapter = Adapter(unet, names, manifest.rank, manifest.traits.is_guidance_distilled)
+        adapter.fill(files.tensors)
+    except ValueError as error:
+        raise ModelError(files.folder, str(error)) from None
+    return adapter.eval().requires_grad_(False)
+
+
+@dataclass
+class RowGates:
+    """Which rows of the next forward pass belong to which adapter. All modules of one `AdaptedUNet` look at it."""
+
+    segments: list[tuple[int, slice]] = field(default_factory=list)  # adapter and its rows; they do not overlap
+    scales: Tensor | None = None  # [rows, 2], text and picture guidance
+
+
+class _GatedModule(nn.Module):
+    """A linear map or convolution with the changes of all adapters."""
+
+    def __init__(self, base: nn.Module, low_ranks: Sequence[LowRank | None], gates: RowGates) -> None:
+        super().__init__()
+        self.base = base
+        self.low_ranks = list(low_ranks)  # by adapter; a plain list: the adapters own them
+        self.gates = gates
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.base(x)
+        for number, rows in self.gates.segments:
+            low_rank = self.low_ranks[number]
+            if low_rank is not None:
+                result = _add_rows(result, rows, low_rank(x[rows]))
+        return result
+
+
+class _GuidedTimeEmbedding(nn.Module):
+    """The timestep's embedding, to which each adapter adds that of the guidance scales."""
+
+    def __init__(self, base: nn.Module, embeddings: Sequence[GuidanceEmbedding | None], gates: RowGates) -> None:
+        super().__init__()
+        self.base = base
+        self.embeddings = list(embeddings)
+        self.gates = gates
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        result: Tensor = self.base(sample, condition)
+        for number, rows in self.gates.segments:
+            embedding = self.embeddings[number]
+            if embedding is not None:
+                assert self.gates.scales is not None
+                result = _add_rows(result, rows, embedding(self.gates.scales[rows]))
+        return result
+
+
+def _add_rows(whole: Tensor, rows: slice, change: Tensor) -> Tensor:
+    if rows == ALL_ROWS:
+        return whole + change
+    whole[rows] += change
+    return whole
+
+
+class AdaptedUNet(nn.Module):
+    """A UNet with adapters. It shares the weights of the UNet that it is made of, which itself stays as it was.
+
+    Args:
+        unet: a diffusers UNet2DConditionModel.
+        adapters: for it, made or loaded.
+    """
+
+    def __init__(self, unet: nn.Module, adapters: Sequence[Adapter]) -> None:
+        super().__init__()
+        self.gates = RowGates()
+        self.adapters = nn.ModuleList(adapters)
+        self.unet = _with_shared_weights(unet)
+        changes = [adapter.changes for adapter in adapters]
+        for name, module in list(linear_maps(self.unet)):
+            low_ranks = [by_name.get(name) for by_name in changes]
+            if any(low_ranks):
+                _replace(self.unet, name, _GatedModule(module, low_ranks, self.gates))
+        embeddings = [adapter.guidance for adapter in adapters]
+        if any(embeddings):
+            inner = cast(Any, self.unet)
+            inner.time_embedding = _GuidedTimeEmbedding(inner.time_embedding, embeddings, self.gates)
+
+    def forward(self, sample: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """The prediction of each row under the gates that are set.
+
+        Args:
+            sample: [rows, in_channels, h, w].
+            timesteps: [rows].
+            context: [rows, tokens, width].
+
+        Returns:
+            [rows, out_channels, h, w].
+        """
+        prediction: Tensor = self.unet(sample, timesteps, encoder_hidden_states=context, return_dict=False)[0]
+        return prediction
+
+
+def linear_maps(unet: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Everything in a UNet that can be adapted, by name."""
+    for name, module in unet.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            yield name, module
+
+
+def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(root.get_submodule(parent), last, module)
+
+
+def _with_shared_weights(module: nn.Module) -> nn.Module:
+    """A copy of the structure alone."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared)
