@@ -8,7 +8,6 @@ adapter.safetensors   `unet.MODULE.lora_A.weight` and `…lora_B.weight`, as oth
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +22,6 @@ from steploom_engine_worker.model_files import read_json
 
 FOLDER = "adapters"
 DESCRIPTION, WEIGHTS = "adapter.json", "adapter.safetensors"
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -58,19 +55,12 @@ class AdapterFiles:
         return self.folder.name
 
 
-def read_adapter(root: Path, name: str, base_weights_sha256: str) -> AdapterFiles:
-    """The adapter of this name in a model directory.
+def read_adapter(folder: Path, base_weights_sha256: str) -> AdapterFiles:
+    """The adapter in a folder.
 
-    Raises:
-        ModelError: it is missing or damaged, or was trained on other weights.
-    """
-    if not _NAME.fullmatch(name):
-        raise ModelError(root, f"adapters names {name!r}, expected 1 to 64 of [A-Za-z0-9._-], a letter or digit first")
-    return read_adapter_folder(root / FOLDER / name, base_weights_sha256)
-
-
-def read_adapter_folder(folder: Path, base_weights_sha256: str) -> AdapterFiles:
-    """An adapter that lies anywhere.
+    Args:
+        folder: of any place; that of a model's own adapter is `FOLDER`/NAME in the model directory.
+        base_weights_sha256: of the model that it is to be used with.
 
     Raises:
         ModelError: it is missing or damaged, or was trained on other weights.

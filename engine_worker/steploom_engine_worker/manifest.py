@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from steploom_engine_worker.schedule import Sampler
 
 FILE = "steploom.json"
 SAMPLERS = {"ddim": Sampler.DDIM, "euler": Sampler.EULER, "dpmpp_2m": Sampler.DPMPP_2M}
+
+# The name is that of a folder, which must not lead out of the model's.
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_RESERVED_NAMES = ("auto", "none")  # what a tier or a request says in place of a name
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,15 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check(self)
+        for name in self.adapters:
+            if not _ADAPTER_NAME.fullmatch(name) or name in _RESERVED_NAMES:
+                raise ConfigError(
+                    "adapters",
+                    f"names {name!r}, must be 1 to 64 of [A-Za-z0-9._-], a letter or digit first, and not "
+                    + " or ".join(_RESERVED_NAMES),
+                )
+        if len(set(self.adapters)) < len(self.adapters):
+            raise ConfigError("adapters", f"names one twice: {', '.join(self.adapters)}")
 
 
 def read_manifest(root: Path) -> Manifest:

@@ -5,7 +5,8 @@ Local files only, safetensors only. Every fault is a `ModelError` that names the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
+from steploom_engine_worker.adapter import load_adapter
+from steploom_engine_worker.adapter_files import FOLDER, AdapterFiles, AdapterManifest, read_adapter
 from steploom_engine_worker.errors import ModelError
 from steploom_engine_worker.manifest import SAMPLERS, Manifest, ModelDefaults, read_manifest
-from steploom_engine_worker.model_files import ModelFiles, PartFiles, check_directory
+from steploom_engine_worker.model_files import ModelFiles, PartFiles, check_directory, weights_sha256
 from steploom_engine_worker.schedule import Sampler, ScheduleConfig, ScheduleError
 
 _VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -30,6 +33,15 @@ _SAMPLER_OF_SCHEDULER = {
 
 # Conditions of a UNet beyond text and picture; an InstructPix2Pix has none of them.
 _FOREIGN_CONDITIONS = ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type")
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """An adapter of a loaded model."""
+
+    name: str
+    manifest: AdapterManifest
+    network: Any  # adapter.Adapter
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,7 @@ class Model:
     defaults: ModelDefaults
     side: int  # pixels
     vae_factor: int  # pixels a latent, along a side
+    adapters: tuple[LoadedAdapter, ...] = ()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -71,10 +84,12 @@ def load_model(root: Path, dtype: torch.dtype = torch.float32) -> Model:
     manifest = read_manifest(root)
     transformers.utils.logging.disable_progress_bar()
     factor = _vae_factor(files.parts["vae"])
+    adapters = _read_adapters(root, manifest)
+    unet = _load(UNet2DConditionModel, files.parts["unet"], dtype)
     return Model(
         name=manifest.name or root.resolve().name,
-        digest=files.digest(),
-        unet=_load(UNet2DConditionModel, files.parts["unet"], dtype),
+        digest=_digest(files, adapters),
+        unet=unet,
         vae=_load(_VAES[files.parts["vae"].class_name], files.parts["vae"], dtype),
         text_encoder=_load(transformers.CLIPTextModel, files.parts["text_encoder"], dtype),
         tokenizer=_load_tokenizer(files.parts["tokenizer"]),
@@ -83,7 +98,25 @@ def load_model(root: Path, dtype: torch.dtype = torch.float32) -> Model:
         defaults=manifest.defaults,
         side=_side(files, manifest, factor),
         vae_factor=factor,
+        adapters=tuple(
+            LoadedAdapter(item.name, item.manifest, load_adapter(unet, item).to(dtype)) for item in adapters
+        ),
     )
+
+
+def _read_adapters(root: Path, manifest: Manifest) -> list[AdapterFiles]:
+    if not manifest.adapters:
+        return []
+    base = manifest.weights_sha256 or weights_sha256(root)
+    return [read_adapter(root / FOLDER / name, base) for name in manifest.adapters]
+
+
+def _digest(files: ModelFiles, adapters: Sequence[AdapterFiles]) -> str:
+    """Of all that decides what is drawn."""
+    if not adapters:
+        return files.digest()
+    parts = [files.digest(), *(f"{item.name} {item.digest}" for item in adapters)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _check_fit(files: ModelFiles) -> None:

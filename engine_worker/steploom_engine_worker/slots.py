@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
 from steploom_common.guidance import Branch, branch_weights
 from steploom_engine_worker.sampler import Table
 from steploom_kernels.guidance_step import NUM_COEFFICIENTS
+
+NO_ADAPTER = -1
 
 
 class Slots:
@@ -45,26 +50,35 @@ class Slots:
         self.timesteps = zeros(num_slots, max_steps)
         self.coefficients = zeros(num_slots, max_steps, NUM_COEFFICIENTS)
         self.weights = zeros(num_slots, len(Branch))
+        self.scales = zeros(num_slots, 2)  # text and picture guidance
         self.initial_scale = zeros(num_slots)
         self.seeds = zeros(num_slots, dtype=torch.int64)
         self._branches: list[tuple[Branch, ...]] = [()] * num_slots
+        self.adapters: list[int] = [NO_ADAPTER] * num_slots  # by its number in the model
 
     @property
     def num_bytes(self) -> int:
         """Memory of all arrays."""
         return sum(item.nbytes for item in vars(self).values() if isinstance(item, Tensor))
 
-    def put_table(self, slot: int, table: Table, guidance_scale: float, image_guidance_scale: float) -> None:
-        """A job's course and the weights of its branches."""
+    def put_table(self, slot: int, table: Table) -> None:
+        """A job's course."""
         steps = len(table.timesteps)
-        weights = branch_weights(guidance_scale, image_guidance_scale)
         self.timesteps[slot, :steps] = torch.from_numpy(table.timesteps)
         self.coefficients[slot, :steps] = torch.from_numpy(table.coefficients)
         self.initial_scale[slot] = table.initial_scale
+
+    def put_guidance(
+        self, slot: int, guidance_scale: float, image_guidance_scale: float, adapter: int, is_distilled: bool
+    ) -> None:
+        """A job's scales and adapter, and the branches of its rows: one, where the adapter knows guidance itself."""
+        weights = {Branch.FULL: 1.0} if is_distilled else branch_weights(guidance_scale, image_guidance_scale)
+        self.adapters[slot] = adapter
+        self.scales[slot] = torch.tensor([guidance_scale, image_guidance_scale])
         self.weights[slot] = torch.tensor([weights.get(branch, 0.0) for branch in Branch])
         self._branches[slot] = tuple(weights)
 
-    def rows(self, slots: list[int]) -> tuple[list[int], list[int], list[list[int]]]:
+    def rows(self, slots: Sequence[int]) -> tuple[list[int], list[int], list[list[int]]]:
         """The UNet rows of a tick.
 
         Returns:
@@ -81,3 +95,15 @@ class Slots:
             row_jobs += [job] * len(where)
             row_branches += [int(branch) for branch in where]
         return row_jobs, row_branches, job_rows
+
+
+def adapter_segments(row_adapters: Sequence[int]) -> list[tuple[int, slice]]:
+    """The range of rows of each adapter, for rows that are in the order of their adapters' numbers."""
+    segments = []
+    start = 0
+    for number, rows in groupby(row_adapters):
+        stop = start + len(list(rows))
+        if number != NO_ADAPTER:
+            segments.append((number, slice(start, stop)))
+        start = stop
+    return segments

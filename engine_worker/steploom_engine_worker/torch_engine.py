@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from steploom_common.settings import ConfigError
+from steploom_engine_worker.adapter import AdaptedUNet
+from steploom_engine_worker.adapter_files import AdapterManifest
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Costs, Job, ModelInfo, Pixels
 from steploom_engine_worker.errors import EngineError
@@ -19,7 +22,7 @@ from steploom_engine_worker.model import Model, load_model
 from steploom_engine_worker.model_files import embedded_model
 from steploom_engine_worker.preview import fit_latent_colours, latent_colours
 from steploom_engine_worker.sampler import build_table
-from steploom_engine_worker.slots import Slots
+from steploom_engine_worker.slots import NO_ADAPTER, Slots, adapter_segments
 from steploom_kernels.gather_rows import gather_rows
 from steploom_kernels.guidance_step import guidance_step
 from steploom_kernels.philox_noise import as_int64, philox_noise
@@ -27,6 +30,7 @@ from steploom_kernels.pixels_in import pixels_in
 from steploom_kernels.pixels_out import pixels_out
 
 _table = lru_cache(maxsize=256)(build_table)
+_NO_ADAPTER = AdapterManifest()
 
 
 def load_torch_engine(config: WorkerConfig) -> TorchEngine:
@@ -69,6 +73,10 @@ class TorchEngine:
         width = int(model.text_encoder.config.hidden_size)
         text_shape = (model.num_tokens, width)
         self.slots = Slots(num_slots, self._max_steps, model.latent_shape, text_shape, model.side, device, dtype)
+        self._adapters = {item.name: number for number, item in enumerate(model.adapters)}
+        for item in model.adapters:
+            item.network.to(device, memory_format=torch.channels_last)
+        self._unet = AdaptedUNet(model.unet, [item.network for item in model.adapters])
         self._fill_shared()
 
     @torch.inference_mode()
@@ -109,21 +117,39 @@ class TorchEngine:
             default_sampler=model.default_sampler,
             latent_shape=model.latent_shape,
             digest=model.digest,
+            adapters={item.name: item.manifest.traits for item in model.adapters},
         )
 
     @torch.inference_mode()
     def admit(self, slot: int, job: Job) -> None:
         if not 1 <= job.steps <= self._max_steps:
             raise ValueError(f"steps is {job.steps}, must be 1 to {self._max_steps}")
-        if job.adapter:
-            raise ValueError(f"adapter {job.adapter!r} does not exist; the model has none")
         if not (math.isfinite(job.guidance_scale) and math.isfinite(job.image_guidance_scale)):
             raise ValueError(f"guidance scales are {job.guidance_scale} and {job.image_guidance_scale}")
-        table = _table(self._networks.schedule, job.sampler or self._networks.default_sampler, job.steps)
-        self.slots.put_table(slot, table, job.guidance_scale, job.image_guidance_scale)
+        number, manifest = self._adapter(job)
+        schedule = self._networks.schedule
+        if manifest.timestep_spacing:
+            schedule = dataclasses.replace(schedule, timestep_spacing=manifest.timestep_spacing)
+        self.slots.put_table(slot, _table(schedule, job.sampler or self._networks.default_sampler, job.steps))
+        is_distilled = manifest.traits.is_guidance_distilled
+        self.slots.put_guidance(slot, job.guidance_scale, job.image_guidance_scale, number, is_distilled)
         self.slots.pixels[slot] = torch.from_numpy(job.pixels.copy())
         self.slots.seeds[slot] = as_int64([job.seed])[0]
         self._instructions[slot] = job.instruction
+
+    def _adapter(self, job: Job) -> tuple[int, AdapterManifest]:
+        """Number and manifest of a job's adapter; for a job without one those of an adapter that changes nothing."""
+        if not job.adapter:
+            return NO_ADAPTER, _NO_ADAPTER
+        if job.adapter not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
+            raise ValueError(f"adapter {job.adapter!r} does not exist; there are: {known}")
+        number = self._adapters[job.adapter]
+        manifest = self._networks.adapters[number].manifest
+        problems = manifest.traits.violations(job.adapter, job.steps, job.guidance_scale, job.image_guidance_scale)
+        if problems:
+            raise ValueError("; ".join(f"{name} {problem}" for name, problem in problems))
+        return number, manifest
 
     @torch.inference_mode()
     def encode(self, slots: Sequence[int]) -> None:
@@ -141,14 +167,20 @@ class TorchEngine:
 
     @torch.inference_mode()
     def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> None:
-        row_jobs, row_branches, job_rows = self.slots.rows(list(slots))
+        # the rows of an adapter must stand together
+        slots, steps = zip(
+            *sorted(zip(slots, steps, strict=True), key=lambda job: self.slots.adapters[job[0]]), strict=True
+        )
+        row_jobs, row_branches, job_rows = self.slots.rows(slots)
         index, step = self._index(slots), self._index(steps)
         jobs = self._index(row_jobs)
         sample, text = gather_rows(
             self.slots.latents, self.slots.image_latents, self.slots.text, index[jobs], self._index(row_branches)
         )
         times = self.slots.timesteps[index, step][jobs]
-        prediction = self._networks.unet(sample, times, encoder_hidden_states=text, return_dict=False)[0]
+        self._unet.gates.segments = adapter_segments([self.slots.adapters[slots[job]] for job in row_jobs])
+        self._unet.gates.scales = self.slots.scales[index][jobs]
+        prediction = self._unet(sample, times, text)
         _require_finite(prediction, "the UNet")
         guidance_step(
             prediction,

@@ -12,7 +12,7 @@ import numpy as np
 
 from steploom_common.guidance import rows_per_step
 from steploom_engine_worker.config import WorkerConfig
-from steploom_engine_worker.engine import Costs, Engine, Job, Stage
+from steploom_engine_worker.engine import Costs, Engine, Job, Pixels, Stage
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ def warm_up(engine: Engine, config: WorkerConfig) -> Costs:
         **_measure_denoise(engine, config.denoise_buckets, config.warmup_repeats),
         **_measure_jobs(engine, Stage.DECODE, config.decode_buckets, config.warmup_repeats, engine.decode),
     }
+    _try_adapters(engine)
     log.info("warm in %.1f s: %s", time.perf_counter() - begin, describe(costs))
     return costs
 
@@ -74,6 +75,16 @@ def _measure_denoise(engine: Engine, buckets: Iterable[int], repeats: int) -> di
     return costs
 
 
+def _try_adapters(engine: Engine) -> None:
+    """One step with each adapter: the first is slower than the others."""
+    for name, traits in engine.model.adapters.items():
+        scales = traits.min_guidance_scale, traits.min_image_guidance_scale
+        engine.admit(0, Job("warm up", _grey(engine), 1, *scales, seed=0, adapter=name))
+        engine.encode([0])
+        engine.denoise([0], [0])
+        engine.release(0)
+
+
 def _median_seconds(runs: Sequence[Callable[[], object]]) -> float:
     """Of all but the first; a slow bucket needs no more than one."""
     seconds: list[float] = []
@@ -89,13 +100,15 @@ def _median_seconds(runs: Sequence[Callable[[], object]]) -> float:
 
 def _admit(engine: Engine, rows: list[int], steps: int) -> list[int]:
     """Jobs with so many rows a step, in the first slots."""
-    model = engine.model
-    grey = np.full((model.height, model.width, 3), 128, np.uint8)
     for slot, count in enumerate(rows):
         text, picture = _SCALES_BY_ROWS[count]
         assert rows_per_step(text, picture) == count
-        engine.admit(slot, Job("warm up", grey, steps, text, picture, seed=slot))
+        engine.admit(slot, Job("warm up", _grey(engine), steps, text, picture, seed=slot))
     return list(range(len(rows)))
+
+
+def _grey(engine: Engine) -> Pixels:
+    return np.full((engine.model.height, engine.model.width, 3), 128, np.uint8)
 
 
 def _release(engine: Engine, slots: list[int]) -> None:
