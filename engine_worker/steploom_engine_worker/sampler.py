@@ -39,7 +39,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class _Level:
+class Level:
     """Signal and noise: x = alpha * picture + sigma * noise."""
 
     alpha: float
@@ -52,12 +52,12 @@ class _Level:
 
 
 @dataclass(frozen=True)
-class _Course:
+class Course:
     """The noise level at which each step begins and ends."""
 
     times: Array
-    starts: list[_Level]
-    ends: list[_Level]
+    starts: list[Level]
+    ends: list[Level]
     initial_scale: float
 
 
@@ -69,12 +69,17 @@ def build_table(config: ScheduleConfig, sampler: Sampler, steps: int) -> Table:
     """
     if not 1 <= steps <= config.num_train_timesteps:
         raise ValueError(f"steps is {steps}, must be 1 to {config.num_train_timesteps}")
-    course = _ddim_course(config, steps) if sampler is Sampler.DDIM else _sigma_course(config, sampler, steps)
+    course = build_course(config, sampler, steps)
     lines = [_line(config, sampler, course, step) for step in range(steps)]
     return Table(course.times.astype(np.float32), np.asarray(lines, np.float32), course.initial_scale)
 
 
-def _ddim_course(config: ScheduleConfig, steps: int) -> _Course:
+def build_course(config: ScheduleConfig, sampler: Sampler, steps: int) -> Course:
+    """The noise levels that a job of so many steps passes."""
+    return _ddim_course(config, steps) if sampler is Sampler.DDIM else _sigma_course(config, sampler, steps)
+
+
+def _ddim_course(config: ScheduleConfig, steps: int) -> Course:
     """Each step goes from its training step to the one a fixed stride before it."""
     bar = alphas_cumprod(config)
     if config.prediction_type == "epsilon":
@@ -83,10 +88,10 @@ def _ddim_course(config: ScheduleConfig, steps: int) -> _Course:
     final = 1.0 if config.set_alpha_to_one else float(bar[0])
     targets = times.astype(int) - config.num_train_timesteps // steps
     ends = [_level(float(bar[time])) if time >= 0 else _level(final) for time in targets]
-    return _Course(times, [_level(float(bar[time])) for time in times.astype(int)], ends, 1.0)
+    return Course(times, [_level(float(bar[time])) for time in times.astype(int)], ends, 1.0)
 
 
-def _sigma_course(config: ScheduleConfig, sampler: Sampler, steps: int) -> _Course:
+def _sigma_course(config: ScheduleConfig, sampler: Sampler, steps: int) -> Course:
     """Each step ends where the next begins; levels between training steps are interpolated in sigma / alpha."""
     bar = alphas_cumprod(config)
     if config.rescale_betas_zero_snr:
@@ -97,33 +102,38 @@ def _sigma_course(config: ScheduleConfig, sampler: Sampler, steps: int) -> _Cour
     last = 0.0 if config.final_sigmas_type == "zero" else float(ratios[0])
     levels = [_level(1.0 / (1.0 + float(ratio) ** 2)) for ratio in [*visited, last]]
     if sampler is Sampler.EULER:
-        levels[-1] = _Level(1.0, last)  # it leaves the picture at full strength, whatever noise is left
-    return _Course(times, levels[:-1], levels[1:], _initial_scale(config, sampler, levels[0]))
+        levels[-1] = Level(1.0, last)  # it leaves the picture at full strength, whatever noise is left
+    return Course(times, levels[:-1], levels[1:], _initial_scale(config, sampler, levels[0]))
 
 
-def _initial_scale(config: ScheduleConfig, sampler: Sampler, first: _Level) -> float:
+def _initial_scale(config: ScheduleConfig, sampler: Sampler, first: Level) -> float:
     """Euler starts from noise alone, of the first level's strength, where its steps reach the noisiest level."""
     spacing = config.timestep_spacing or sampler.default_spacing
     return first.sigma if sampler is Sampler.EULER and spacing != "leading" else 1.0
 
 
-def _level(bar: float) -> _Level:
-    return _Level(float(np.sqrt(bar)), float(np.sqrt(1.0 - bar)))
+def _level(bar: float) -> Level:
+    return Level(float(np.sqrt(bar)), float(np.sqrt(1.0 - bar)))
 
 
-def _line(config: ScheduleConfig, sampler: Sampler, course: _Course, step: int) -> list[float]:
+def _line(config: ScheduleConfig, sampler: Sampler, course: Course, step: int) -> list[float]:
     """Coefficients of x, prediction, noise, history; then of the picture's estimate: x, prediction."""
-    start, end = course.starts[step], course.ends[step]
-    keep, change = _picture_estimate(config.prediction_type, start)
+    start = course.starts[step]
+    keep, change = picture_estimate(config.prediction_type, start)
     if sampler is Sampler.DPMPP_2M and not _is_first_order(config, course, step):
         return [*_second_order(course, step, keep, change), keep, change]
-    noise_x, noise_prediction = _noise_estimate(config.prediction_type, start)
-    on_x = end.alpha * keep + end.sigma * noise_x
-    on_prediction = end.alpha * change + end.sigma * noise_prediction
+    on_x, on_prediction = first_order(config.prediction_type, start, course.ends[step])
     return [on_x, on_prediction, 0.0, 0.0, keep, change]
 
 
-def _picture_estimate(prediction_type: str, level: _Level) -> tuple[float, float]:
+def first_order(prediction_type: str, start: Level, end: Level) -> tuple[float, float]:
+    """One step of DDIM (arXiv 2010.02502, equation 12, without noise): coefficients of x and of the prediction."""
+    keep, change = picture_estimate(prediction_type, start)
+    noise_x, noise_prediction = _noise_estimate(prediction_type, start)
+    return end.alpha * keep + end.sigma * noise_x, end.alpha * change + end.sigma * noise_prediction
+
+
+def picture_estimate(prediction_type: str, level: Level) -> tuple[float, float]:
     """The finished picture from x and the prediction (v: arXiv 2202.00512, appendix D)."""
     if prediction_type == "epsilon":
         return 1.0 / level.alpha, -level.sigma / level.alpha
@@ -132,7 +142,7 @@ def _picture_estimate(prediction_type: str, level: _Level) -> tuple[float, float
     return 0.0, 1.0
 
 
-def _noise_estimate(prediction_type: str, level: _Level) -> tuple[float, float]:
+def _noise_estimate(prediction_type: str, level: Level) -> tuple[float, float]:
     """The noise from x and the prediction."""
     if prediction_type == "epsilon":
         return 0.0, 1.0
@@ -141,7 +151,7 @@ def _noise_estimate(prediction_type: str, level: _Level) -> tuple[float, float]:
     return 1.0 / level.sigma, -level.alpha / level.sigma
 
 
-def _is_first_order(config: ScheduleConfig, course: _Course, step: int) -> bool:
+def _is_first_order(config: ScheduleConfig, course: Course, step: int) -> bool:
     """The first step has no history; the last goes to zero noise, where the second order is not defined."""
     steps = len(course.times)
     if step == 0:
@@ -150,7 +160,7 @@ def _is_first_order(config: ScheduleConfig, course: _Course, step: int) -> bool:
     return step == steps - 1 and (config.euler_at_final or few or config.final_sigmas_type == "zero")
 
 
-def _second_order(course: _Course, step: int, keep: float, change: float) -> list[float]:
+def _second_order(course: Course, step: int, keep: float, change: float) -> list[float]:
     """DPM-Solver++ (2M), midpoint (arXiv 2211.01095, algorithm 2, with the picture as the prediction)."""
     before, start, end = course.starts[step - 1], course.starts[step], course.ends[step]
     width = end.log_snr - start.log_snr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict
 
 import grpc
 import grpc.aio
@@ -157,7 +158,7 @@ def _model(model: ModelInfo) -> worker_pb2.ModelInfo:
         default_guidance_scale=model.default_guidance_scale,
         default_image_guidance_scale=model.default_image_guidance_scale,
         default_sampler=int(model.default_sampler),  # type: ignore[arg-type]
-        adapters=model.adapters,
+        adapters=[worker_pb2.Adapter(name=name, **asdict(traits)) for name, traits in model.adapters.items()],
         latent_shape=model.latent_shape,
         digest=model.digest,
     )
