@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from steploom_batcher.messages import Admit, Command, Free, Model, Payload, Picture, Ready, TickReport
 from steploom_batcher.types import Entry, Outcome, Stage, StageCosts, Status, Tick
+from steploom_common.adapter import AdapterTraits
 
 Report = Callable[[TickReport], None]
 
@@ -25,8 +26,11 @@ def flat_costs(encode_s: float, row_s: float, decode_s: float, max_rows: int = 2
 
 
 def fake_model(name: str = "fake", height: int = 4, width: int = 4) -> Model:
-    """A model of tiny pictures."""
-    return Model(name, height, width, 100, 7.5, 1.5, 1, ("student",), (4, height, width), "0")
+    """A model of tiny pictures, with a guidance-distilled adapter for few steps and small scales."""
+    student = AdapterTraits(
+        max_steps=4, is_guidance_distilled=True, max_guidance_scale=10.0, max_image_guidance_scale=3.0
+    )
+    return Model(name, height, width, 100, 7.5, 1.5, 1, {"student": student}, (4, height, width), "0")
 
 
 def fake_ready(costs: StageCosts, num_slots: int = 16, model: Model | None = None) -> Ready:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from steploom_batcher.types import Outcome, StageCosts, Tick, Usage
+from steploom_common.adapter import AdapterTraits
 from steploom_common.arena import RegionRef
 
 
@@ -72,7 +74,7 @@ class Model:
     guidance_scale: float  # default
     image_guidance_scale: float  # default
     sampler: int  # default; steploom.v1.Sampler
-    adapters: tuple[str, ...]
+    adapters: Mapping[str, AdapterTraits]  # by name; the first that fits a request is the automatic choice
     latent_shape: tuple[int, ...]  # channels, height, width
     digest: str  # of the weights
 

@@ -138,7 +138,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
             raise NotFound("tier", tier_name, list(self._config.tiers))
         adapter = request.adapter or tier.adapter
         if adapter and adapter not in model.adapters:
-            raise NotFound("adapter", adapter, model.adapters)
+            raise NotFound("adapter", adapter, list(model.adapters))
         payload = Payload(
             instruction=request.instruction,
             picture=picture_from_wire(request.pixels),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
 
 from steploom_batcher.messages import Command, Free, Model, Payload, Picture, Ready, TickReport
 from steploom_batcher.types import Outcome, Stage, Status, Tick
+from steploom_common.adapter import RESERVED_NAMES, AdapterTraits
 from steploom_common.arena import RegionRef
+from steploom_common.settings import ConfigError
 from steploom_protos.worker.v1 import worker_pb2 as pb
 
 
@@ -96,7 +99,11 @@ def ready_from_wire(report: pb.Report) -> Ready:
 
 
 def model_from_wire(model: pb.ModelInfo) -> Model:
-    """What a worker serves."""
+    """What a worker serves.
+
+    Raises:
+        ProtocolError: an adapter's name is reserved, or its bounds are none.
+    """
     return Model(
         name=model.name,
         height=model.height,
@@ -105,10 +112,24 @@ def model_from_wire(model: pb.ModelInfo) -> Model:
         guidance_scale=model.default_guidance_scale,
         image_guidance_scale=model.default_image_guidance_scale,
         sampler=model.default_sampler,
-        adapters=tuple(model.adapters),
+        adapters=_adapters(model.adapters),
         latent_shape=tuple(model.latent_shape),
         digest=model.digest,
     )
+
+
+def _adapters(adapters: Iterable[pb.Adapter]) -> dict[str, AdapterTraits]:
+    found = {}
+    for adapter in adapters:
+        if adapter.name in RESERVED_NAMES:
+            raise ProtocolError(f"the worker announces an adapter by the reserved name {adapter.name!r}")
+        try:
+            found[adapter.name] = AdapterTraits(
+                **{item.name: getattr(adapter, item.name) for item in fields(AdapterTraits)}
+            )
+        except ConfigError as error:
+            raise ProtocolError(f"the worker announces adapter {adapter.name!r}, whose {error}") from None
+    return found
 
 
 def model_to_wire(model: Model) -> pb.ModelInfo:
@@ -121,7 +142,7 @@ def model_to_wire(model: Model) -> pb.ModelInfo:
         default_guidance_scale=model.guidance_scale,
         default_image_guidance_scale=model.image_guidance_scale,
         default_sampler=model.sampler,  # type: ignore[arg-type]
-        adapters=model.adapters,
+        adapters=[pb.Adapter(name=name, **asdict(traits)) for name, traits in model.adapters.items()],
         latent_shape=model.latent_shape,
         digest=model.digest,
     )

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from steploom_common.guidance import rows_per_step
 from steploom_common.settings import ConfigError, check, setting
 
 # The value of a tier's `adapter` that leaves the choice to the model.
 AUTO = "auto"
+# The value of a request's `adapter` that asks for none, where an empty one asks for the tier's.
+NONE = "none"
+# Names that no adapter can have.
+RESERVED_NAMES = (AUTO, NONE)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,10 @@ class AdapterTraits:
             low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
             if low > high:
                 raise ConfigError(f"min_{name}", f"is {low:g}, must be at most max_{name}, which is {high:g}")
+
+    def rows_per_step(self, guidance_scale: float, image_guidance_scale: float) -> int:
+        """UNet rows of one denoising step with the adapter."""
+        return 1 if self.is_guidance_distilled else rows_per_step(guidance_scale, image_guidance_scale)
 
     def violations(
         self, adapter: str, steps: int, guidance_scale: float, image_guidance_scale: float

@@ -104,6 +104,7 @@ class BatcherClient:
 
 def _catalogue(status: batcher_pb2.StatusResponse) -> Catalogue:
     info = status.model
-    model = Model(info.name, info.height, info.width, info.max_steps, tuple(info.adapters))
+    adapters = tuple(adapter.name for adapter in info.adapters)
+    model = Model(info.name, info.height, info.width, info.max_steps, adapters)
     is_serving = not status.is_draining and any(worker.is_up for worker in status.workers)
     return Catalogue(model, tuple(tier.name for tier in status.tiers), is_serving)

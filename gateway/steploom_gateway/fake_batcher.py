@@ -238,7 +238,11 @@ def serving_model(side: int = 32) -> Model:
 
 def _model_info(model: Model) -> worker_pb2.ModelInfo:
     return worker_pb2.ModelInfo(
-        name=model.name, height=model.height, width=model.width, max_steps=model.max_steps, adapters=model.adapters
+        name=model.name,
+        height=model.height,
+        width=model.width,
+        max_steps=model.max_steps,
+        adapters=[worker_pb2.Adapter(name=name) for name in model.adapters],
     )
 
 

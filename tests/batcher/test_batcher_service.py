@@ -122,10 +122,10 @@ async def test_defaults_are_those_of_tier_and_model(system: System) -> None:
     assert admit.payload.image_guidance_scale == 1.5
     assert admit.payload.sampler == 1
     assert admit.payload.adapter == ""
-    await submit(system, guidance_scale=1.0, image_guidance_scale=1.0, adapter="student", sampler=3, steps=9)
+    await submit(system, guidance_scale=1.0, image_guidance_scale=1.0, adapter="student", sampler=3, steps=4)
     admit = next(item for item in worker.history[1:] if isinstance(item, Admit))
-    assert (admit.payload.adapter, admit.payload.sampler, admit.payload.steps) == ("student", 3, 9)
-    assert system.driver.statistics().denoise_rows == 3 * 3 + 9 * 1
+    assert (admit.payload.adapter, admit.payload.sampler, admit.payload.steps) == ("student", 3, 4)
+    assert system.driver.statistics().denoise_rows == 3 * 3 + 4 * 1
 
 
 @pytest.mark.parametrize(

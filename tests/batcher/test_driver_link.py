@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,15 @@ from steploom_batcher.fake_worker import fake_model, fake_ready
 from steploom_batcher.messages import Admit, Free, Ready, TickReport
 from steploom_batcher.types import Stage
 from steploom_batcher.worker_link import Backoff, WorkerLink
-from steploom_batcher.worker_wire import ProtocolError, commands_to_wire, ready_from_wire, report_from_wire
+from steploom_batcher.worker_wire import (
+    ProtocolError,
+    commands_to_wire,
+    model_from_wire,
+    model_to_wire,
+    ready_from_wire,
+    report_from_wire,
+)
+from steploom_common.adapter import AdapterTraits
 from steploom_common.errors import Unavailable
 from steploom_protos.worker.v1 import worker_pb2
 
@@ -174,6 +183,30 @@ def test_words_that_are_no_part_of_the_protocol_are_refused() -> None:
         report_from_wire(worker_pb2.Report())
     with pytest.raises(ProtocolError, match="no bucket for encode, denoise, decode"):
         ready_from_wire(worker_pb2.Report(ready=worker_pb2.Ready(worker_id="w")))
+
+
+def test_a_models_adapters_keep_their_order_and_bounds_on_the_wire() -> None:
+    adapters = {
+        "sketch": AdapterTraits(max_steps=50),
+        "fast": AdapterTraits(4, True, 1.5, 10.0, 1.25, 2.0),
+    }
+    model = replace(fake_model(), adapters=adapters)
+    back = model_from_wire(worker_pb2.ModelInfo.FromString(model_to_wire(model).SerializeToString()))
+    assert back == model
+    assert list(back.adapters) == ["sketch", "fast"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        (worker_pb2.Adapter(name="none"), "reserved name 'none'"),
+        (worker_pb2.Adapter(name="auto"), "reserved name 'auto'"),
+        (worker_pb2.Adapter(name="fast"), "adapter 'fast', whose max_steps: is 0, must be at least 1"),
+    ],
+)
+def test_an_adapter_that_cannot_be_asked_for_is_not_taken(adapter: worker_pb2.Adapter, words: str) -> None:
+    with pytest.raises(ProtocolError, match=words):
+        model_from_wire(worker_pb2.ModelInfo(adapters=[adapter]))
 
 
 class _Heard:

@@ -122,6 +122,24 @@ class Report(_message.Message):
     tick_done: TickDone
     def __init__(self, ready: _Optional[_Union[Ready, _Mapping]] = ..., tick_done: _Optional[_Union[TickDone, _Mapping]] = ...) -> None: ...
 
+class Adapter(_message.Message):
+    __slots__ = ("name", "max_steps", "is_guidance_distilled", "min_guidance_scale", "max_guidance_scale", "min_image_guidance_scale", "max_image_guidance_scale")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
+    IS_GUIDANCE_DISTILLED_FIELD_NUMBER: _ClassVar[int]
+    MIN_GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    MAX_GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    MIN_IMAGE_GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    max_steps: int
+    is_guidance_distilled: bool
+    min_guidance_scale: float
+    max_guidance_scale: float
+    min_image_guidance_scale: float
+    max_image_guidance_scale: float
+    def __init__(self, name: _Optional[str] = ..., max_steps: _Optional[int] = ..., is_guidance_distilled: _Optional[bool] = ..., min_guidance_scale: _Optional[float] = ..., max_guidance_scale: _Optional[float] = ..., min_image_guidance_scale: _Optional[float] = ..., max_image_guidance_scale: _Optional[float] = ...) -> None: ...
+
 class ModelInfo(_message.Message):
     __slots__ = ("name", "height", "width", "max_steps", "default_guidance_scale", "default_image_guidance_scale", "default_sampler", "adapters", "latent_shape", "digest")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -141,10 +159,10 @@ class ModelInfo(_message.Message):
     default_guidance_scale: float
     default_image_guidance_scale: float
     default_sampler: _image_pb2.Sampler
-    adapters: _containers.RepeatedScalarFieldContainer[str]
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
     latent_shape: _containers.RepeatedScalarFieldContainer[int]
     digest: str
-    def __init__(self, name: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., max_steps: _Optional[int] = ..., default_guidance_scale: _Optional[float] = ..., default_image_guidance_scale: _Optional[float] = ..., default_sampler: _Optional[_Union[_image_pb2.Sampler, str]] = ..., adapters: _Optional[_Iterable[str]] = ..., latent_shape: _Optional[_Iterable[int]] = ..., digest: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., max_steps: _Optional[int] = ..., default_guidance_scale: _Optional[float] = ..., default_image_guidance_scale: _Optional[float] = ..., default_sampler: _Optional[_Union[_image_pb2.Sampler, str]] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., latent_shape: _Optional[_Iterable[int]] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class BucketCost(_message.Message):
     __slots__ = ("stage", "bucket", "seconds")
