@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from steploom_common.adapter import AUTO
 from steploom_common.settings import ConfigError, check, section, setting
 
 
@@ -17,7 +18,11 @@ class TierConfig:
         60.0, "seconds in which an answer is due, and the deadline of a call that has none", above=0, at_most=3600
     )
     max_queued: int = setting(256, "jobs that may wait for a slot; more are refused", at_least=0, at_most=1_000_000)
-    adapter: str = setting("", "low-rank adapter of this tier's rows; empty: none")
+    adapter: str = setting(
+        "",
+        "low-rank adapter where the request names none; auto: the model's first that was trained for such a request, "
+        "if any; empty: none",
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -26,7 +31,7 @@ class TierConfig:
 def default_tiers() -> dict[str, TierConfig]:
     """A free tier of few steps and a pro tier of many."""
     return {
-        "free": TierConfig(steps=3, weight=1.0, deadline_s=20.0),
+        "free": TierConfig(steps=3, weight=1.0, deadline_s=20.0, adapter=AUTO),
         "pro": TierConfig(steps=35, weight=2.0, deadline_s=60.0),
     }
 

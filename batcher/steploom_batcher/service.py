@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 
+from steploom_batcher.adapters import choose_adapter
 from steploom_batcher.causes import refusal_error
 from steploom_batcher.config import BatcherConfig
 from steploom_batcher.driver import Driver, key_of
@@ -68,7 +69,11 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         try:
             yield pb.JobEvent(
                 admitted=pb.JobEvent.Admitted(
-                    predicted_s=admitted.predicted_s, steps=spec.steps, tier=spec.tier, model=model.name
+                    predicted_s=admitted.predicted_s,
+                    steps=spec.steps,
+                    tier=spec.tier,
+                    model=model.name,
+                    adapter=payload.adapter,
                 )
             )
             async for event in feed.events():
@@ -136,28 +141,32 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         tier = self._config.tiers.get(tier_name)
         if tier is None:
             raise NotFound("tier", tier_name, list(self._config.tiers))
-        adapter = request.adapter or tier.adapter
-        if adapter and adapter not in model.adapters:
-            raise NotFound("adapter", adapter, list(model.adapters))
+        steps = request.steps or tier.steps
+        scales = (
+            request.guidance_scale or model.guidance_scale,
+            request.image_guidance_scale or model.image_guidance_scale,
+        )
+        adapter = choose_adapter(request.adapter, tier.adapter, model.adapters, steps, *scales)
         payload = Payload(
             instruction=request.instruction,
             picture=picture_from_wire(request.pixels),
             output=region_from_wire(request.output) if request.HasField("output") else None,
-            steps=request.steps or tier.steps,
-            guidance_scale=request.guidance_scale or model.guidance_scale,
-            image_guidance_scale=request.image_guidance_scale or model.image_guidance_scale,
+            steps=steps,
+            guidance_scale=scales[0],
+            image_guidance_scale=scales[1],
             seed=request.seed,
             sampler=request.sampler or model.sampler,
             preview_every=request.preview_every,
             adapter=adapter,
         )
         self._check(request.job_id, payload, model)
+        traits = model.adapters.get(adapter)
         spec = JobSpec(
             job_id=request.job_id,
             key=key_of(model),
             tier=tier_name,
-            steps=payload.steps,
-            rows=rows_per_step(payload.guidance_scale, payload.image_guidance_scale),
+            steps=steps,
+            rows=traits.rows_per_step(*scales) if traits else rows_per_step(*scales),
             deadline=self._deadline(request.deadline_unix_s, tier.deadline_s),
         )
         return spec, payload

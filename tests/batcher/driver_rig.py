@@ -68,9 +68,11 @@ class Rig:
         deadline_s: float = 60.0,
         preview_every: int = 0,
         has_progress: bool = True,
+        tier: str = "free",
+        rows: int = 3,
     ) -> JobFeed:
         """An admitted job's feed."""
-        spec = JobSpec(job_id, KEY, "free", steps, 3, self.loop.time() + deadline_s)
+        spec = JobSpec(job_id, KEY, tier, steps, rows, self.loop.time() + deadline_s)
         answer = self.driver.submit(spec, payload(steps, seed, preview_every), has_progress)
         assert not isinstance(answer, Refused), answer
         return answer[1]

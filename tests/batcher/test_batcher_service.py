@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from steploom_batcher.config import BatcherConfig, TierConfig
 from steploom_batcher.fake_worker import fake_model, fake_ready, flat_costs
 from steploom_batcher.fake_worker_service import FakeWorkerService, serve_fake_worker
-from steploom_batcher.messages import Admit
+from steploom_batcher.messages import Admit, Model
 from steploom_batcher.server import BatcherServer
 from steploom_protos.batcher.v1 import batcher_pb2 as pb
 from steploom_protos.batcher.v1 import batcher_pb2_grpc
@@ -27,10 +29,10 @@ COSTS = flat_costs(0.001, 0.0005, 0.001)
 class System:
     """A batcher, a fake worker, and a stub to ask it with."""
 
-    def __init__(self, folder: Path, config: BatcherConfig) -> None:
+    def __init__(self, folder: Path, config: BatcherConfig, model: Model | None = None) -> None:
         self.worker_address = f"unix:{folder}/w.sock"
         self.address = f"unix:{folder}/b.sock"
-        self.worker_service = FakeWorkerService(fake_ready(COSTS))
+        self.worker_service = FakeWorkerService(fake_ready(COSTS, model=model))
         self.server = BatcherServer(config, self.address, [self.worker_address])
         self.driver = self.server.driver
 
@@ -56,7 +58,13 @@ async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> No
 @pytest.fixture
 def config() -> BatcherConfig:
     return BatcherConfig(
-        tiers={"free": TierConfig(steps=3, deadline_s=20), "pro": TierConfig(steps=35, deadline_s=60)},
+        tiers={
+            "free": TierConfig(steps=3, deadline_s=20),
+            "pro": TierConfig(steps=35, deadline_s=60),
+            "auto": TierConfig(steps=4, adapter="auto"),
+            "student": TierConfig(steps=4, adapter="student"),
+            "lost": TierConfig(steps=4, adapter="lost"),
+        },
         min_backoff_s=0.02,
         max_backoff_s=0.05,
     )
@@ -131,9 +139,23 @@ async def test_defaults_are_those_of_tier_and_model(system: System) -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [
-        ({"tier": "gold"}, grpc.StatusCode.NOT_FOUND, "free, pro"),
+        ({"tier": "gold"}, grpc.StatusCode.NOT_FOUND, "free, pro, auto, student, lost"),
         ({"model": "other"}, grpc.StatusCode.NOT_FOUND, "there is: fake"),
-        ({"adapter": "none"}, grpc.StatusCode.NOT_FOUND, "there is: student"),
+        ({"adapter": "other"}, grpc.StatusCode.NOT_FOUND, "there is: student"),
+        ({"adapter": "auto"}, grpc.StatusCode.NOT_FOUND, "there is: student"),
+        ({"tier": "lost"}, grpc.StatusCode.NOT_FOUND, "adapter 'lost' does not exist; there is: student"),
+        ({"tier": "student", "adapter": "other"}, grpc.StatusCode.NOT_FOUND, "adapter 'other'"),
+        (
+            {"tier": "student", "steps": 5},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "is 5, must be 1 to 4 with adapter student",
+        ),
+        ({"tier": "pro", "adapter": "student"}, grpc.StatusCode.INVALID_ARGUMENT, "steps: is 35, must be 1 to 4"),
+        (
+            {"adapter": "student", "image_guidance_scale": 3.5},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "is 3.5, must be 1 to 3",
+        ),
         ({"steps": 101}, grpc.StatusCode.INVALID_ARGUMENT, "steps: is 101, must be at most 100"),
         ({"sampler": 77}, grpc.StatusCode.INVALID_ARGUMENT, "sampler: 77 does not exist"),
         ({"job_id": ""}, grpc.StatusCode.INVALID_ARGUMENT, "job_id"),
@@ -149,6 +171,55 @@ async def test_what_cannot_run_is_refused(
         await submit(system, **changes)
     assert caught.value.code() is code
     assert words in (caught.value.details() or "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "adapter", "rows"),
+    [
+        ({"tier": "free"}, "", 9),
+        ({"tier": "free", "adapter": "none"}, "", 9),
+        ({"tier": "free", "adapter": "student"}, "student", 3),
+        ({"tier": "student"}, "student", 4),
+        ({"tier": "student", "adapter": "none"}, "", 12),
+        ({"tier": "auto"}, "student", 4),
+        ({"tier": "auto", "steps": 5}, "", 15),
+        ({"tier": "auto", "guidance_scale": 10.0, "image_guidance_scale": 3.0}, "student", 4),
+        ({"tier": "auto", "guidance_scale": 10.5}, "", 12),
+        ({"tier": "auto", "adapter": "none"}, "", 12),
+    ],
+)
+async def test_a_job_has_the_rows_of_its_adapter(
+    system: System, changes: dict[str, object], adapter: str, rows: int
+) -> None:
+    events = [event async for event in system.stub.Submit(request(**changes))]  # type: ignore[arg-type]
+    assert events[0].admitted.adapter == adapter
+    assert system.worker_service.worker is not None
+    admit = system.worker_service.worker.history[0]
+    assert isinstance(admit, Admit)
+    assert admit.payload.adapter == adapter
+    assert system.driver.statistics().denoise_rows == rows
+
+
+async def test_bounds_of_an_adapter_are_told_field_by_field(system: System) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await submit(system, adapter="student", steps=101, guidance_scale=10.5, image_guidance_scale=1.0)
+    packed = dict(caught.value.trailing_metadata() or ())["grpc-status-details-bin"]
+    bad = error_details_pb2.BadRequest()
+    status_pb2.Status.FromString(packed).details[0].Unpack(bad)
+    assert [row.field for row in bad.field_violations] == ["steps", "guidance_scale"]
+
+
+async def test_a_model_without_adapters_serves_every_tier_that_names_none(
+    tmp_path: Path, config: BatcherConfig
+) -> None:
+    system = System(tmp_path, config, replace(fake_model(), adapters={}))
+    await system.start()
+    assert (await submit(system, tier="auto")).HasField("finished")
+    assert system.driver.statistics().denoise_rows == 12
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await submit(system, tier="student")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    await system.stop()
 
 
 async def test_an_id_that_lives_is_refused(system: System) -> None:
@@ -273,7 +344,8 @@ async def test_status_adds_up(system: System) -> None:
     assert status.model.name == "fake"
     assert (status.submitted, status.finished, dict(status.refused)) == (12, 10, {"deadline": 1})
     assert (status.failed, status.cancelled, status.expired) == (0, 0, 0)
-    assert [(tier.name, tier.queued, tier.running) for tier in status.tiers] == [("free", 0, 0), ("pro", 0, 1)]
+    assert [(tier.name, tier.queued, tier.running) for tier in status.tiers][:2] == [("free", 0, 0), ("pro", 0, 1)]
+    assert [adapter.name for adapter in status.model.adapters] == ["student"]
     (worker,) = status.workers
     assert (worker.address, worker.is_up, worker.slots, worker.slots_used) == (system.worker_address, True, 16, 1)
     assert worker.engine == "fake"

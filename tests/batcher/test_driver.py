@@ -38,6 +38,22 @@ def test_events_come_in_order_and_time_is_accounted() -> None:
     virtual_time.run(scenario())
 
 
+def test_jobs_of_one_row_ride_in_the_ticks_of_jobs_of_three() -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            pro, free = here.submit("pro", 20, tier="pro"), here.submit("free", 4, tier="free", rows=1)
+            pro_usage, free_usage = [(await result_of(feed)).usage for feed in (pro, free)]
+            denoise = [tick for _, tick in here.trace if tick.stage is Stage.DENOISE]
+            ridden = [tick for tick in denoise if "free" in {entry.job_id for entry in tick.entries}]
+            assert [(len(tick.entries), tick.rows, tick.bucket) for tick in ridden] == [(2, 4, 6)] * 4
+            assert len(denoise) == 20
+            assert (free_usage.ticks, free_usage.mean_rows_per_tick) == (6, 4.0)
+            assert pro_usage.mean_rows_per_tick == (4 * 4 + 16 * 3) / 20
+            assert here.scheduler.statistics().denoise_rows == 20 * 3 + 4
+
+    virtual_time.run(scenario())
+
+
 def test_admit_goes_before_ticks_and_release_after_them() -> None:
     async def scenario() -> None:
         async with rig() as here:

@@ -24,6 +24,7 @@ from steploom_batcher.worker_wire import (
 )
 from steploom_common.adapter import AdapterTraits
 from steploom_common.errors import Unavailable
+from steploom_protos.batcher.v1 import batcher_pb2
 from steploom_protos.worker.v1 import worker_pb2
 
 from .driver_rig import COSTS, config, payload, result_of, rig
@@ -194,6 +195,16 @@ def test_a_models_adapters_keep_their_order_and_bounds_on_the_wire() -> None:
     back = model_from_wire(worker_pb2.ModelInfo.FromString(model_to_wire(model).SerializeToString()))
     assert back == model
     assert list(back.adapters) == ["sketch", "fast"]
+
+
+def test_a_request_at_a_bound_of_an_adapter_is_within_it() -> None:
+    """Though neither number is what it was before it became a float on the wire."""
+    model = model_from_wire(
+        model_to_wire(replace(fake_model(), adapters={"fast": AdapterTraits(max_guidance_scale=7.3)}))
+    )
+    asked = batcher_pb2.SubmitRequest(guidance_scale=7.3).guidance_scale
+    assert asked > 7.3
+    assert model.adapters["fast"].violations("fast", 4, asked, 1.5) == []
 
 
 @pytest.mark.parametrize(

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esteploom_protos/v1/image.proto\x12\x0bsteploom.v1\"7\n\x08RawImage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"N\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\'\n\x06tensor\x18\x02 \x01(\x0b\x32\x15.steploom.v1.RawImageH\x00\x42\t\n\x07\x63ontent\"\xf6\x03\n\x0b\x45\x64itRequest\x12!\n\x05image\x18\x01 \x01(\x0b\x32\x12.steploom.v1.Image\x12\x13\n\x0binstruction\x18\x02 \x01(\t\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\x05steps\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12!\n\x14image_guidance_scale\x18\x07 \x01(\x02H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x03\x88\x01\x01\x12/\n\routput_format\x18\t \x01(\x0e\x32\x18.steploom.v1.ImageFormat\x12(\n\tsize_rule\x18\n \x01(\x0e\x32\x15.steploom.v1.SizeRule\x12%\n\x07sampler\x18\x0b \x01(\x0e\x32\x14.steploom.v1.Sampler\x12\x15\n\rpreview_every\x18\x0c \x01(\r\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x0e \x01(\t\x12(\n\x0c\x63onditioning\x18\x0f \x03(\x0b\x32\x12.steploom.v1.ImageB\x08\n\x06_stepsB\x11\n\x0f_guidance_scaleB\x17\n\x15_image_guidance_scaleB\x07\n\x05_seedJ\x04\x08\x10\x10\x14\"\x8d\x01\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x10\n\x08\x65ncode_s\x18\x02 \x01(\x01\x12\x11\n\tdenoise_s\x18\x03 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x04 \x01(\x01\x12\x0f\n\x07total_s\x18\x05 \x01(\x01\x12\r\n\x05ticks\x18\x06 \x01(\r\x12\x1a\n\x12mean_rows_per_tick\x18\x07 \x01(\x01\"\xe0\x01\n\x0c\x45\x64itResponse\x12!\n\x05image\x18\x01 \x01(\x0b\x32\x12.steploom.v1.Image\x12(\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x18.steploom.v1.ImageFormat\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12%\n\x07timings\x18\x06 \x01(\x0b\x32\x14.steploom.v1.Timings\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x0c\n\x04tier\x18\t \x01(\t\"\xe9\x02\n\tEditEvent\x12/\n\x06queued\x18\x01 \x01(\x0b\x32\x1d.steploom.v1.EditEvent.QueuedH\x00\x12\x31\n\x07started\x18\x02 \x01(\x0b\x32\x1e.steploom.v1.EditEvent.StartedH\x00\x12+\n\x04step\x18\x03 \x01(\x0b\x32\x1b.steploom.v1.EditEvent.StepH\x00\x12)\n\x04\x64one\x18\x04 \x01(\x0b\x32\x19.steploom.v1.EditResponseH\x00\x1a\x31\n\x06Queued\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bpredicted_s\x18\x02 \x01(\x01\x1a\t\n\x07Started\x1aY\n\x04Step\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12(\n\x07preview\x18\x03 \x01(\x0b\x32\x12.steploom.v1.ImageH\x00\x88\x01\x01\x42\n\n\x08_previewB\x07\n\x05\x65vent*\x85\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x04*c\n\x08SizeRule\x12\x19\n\x15SIZE_RULE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSIZE_RULE_CROP\x10\x01\x12\x11\n\rSIZE_RULE_PAD\x10\x02\x12\x15\n\x11SIZE_RULE_STRETCH\x10\x03*]\n\x07Sampler\x12\x17\n\x13SAMPLER_UNSPECIFIED\x10\x00\x12\x10\n\x0cSAMPLER_DDIM\x10\x01\x12\x11\n\rSAMPLER_EULER\x10\x02\x12\x14\n\x10SAMPLER_DPMPP_2M\x10\x03\x32\x8d\x01\n\x0cImageService\x12;\n\x04\x45\x64it\x12\x18.steploom.v1.EditRequest\x1a\x19.steploom.v1.EditResponse\x12@\n\nEditStream\x12\x18.steploom.v1.EditRequest\x1a\x16.steploom.v1.EditEvent0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esteploom_protos/v1/image.proto\x12\x0bsteploom.v1\"7\n\x08RawImage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"N\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12\'\n\x06tensor\x18\x02 \x01(\x0b\x32\x15.steploom.v1.RawImageH\x00\x42\t\n\x07\x63ontent\"\xf6\x03\n\x0b\x45\x64itRequest\x12!\n\x05image\x18\x01 \x01(\x0b\x32\x12.steploom.v1.Image\x12\x13\n\x0binstruction\x18\x02 \x01(\t\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x12\n\x05steps\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12!\n\x14image_guidance_scale\x18\x07 \x01(\x02H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x03\x88\x01\x01\x12/\n\routput_format\x18\t \x01(\x0e\x32\x18.steploom.v1.ImageFormat\x12(\n\tsize_rule\x18\n \x01(\x0e\x32\x15.steploom.v1.SizeRule\x12%\n\x07sampler\x18\x0b \x01(\x0e\x32\x14.steploom.v1.Sampler\x12\x15\n\rpreview_every\x18\x0c \x01(\r\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x0e \x01(\t\x12(\n\x0c\x63onditioning\x18\x0f \x03(\x0b\x32\x12.steploom.v1.ImageB\x08\n\x06_stepsB\x11\n\x0f_guidance_scaleB\x17\n\x15_image_guidance_scaleB\x07\n\x05_seedJ\x04\x08\x10\x10\x14\"\x8d\x01\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x10\n\x08\x65ncode_s\x18\x02 \x01(\x01\x12\x11\n\tdenoise_s\x18\x03 \x01(\x01\x12\x10\n\x08\x64\x65\x63ode_s\x18\x04 \x01(\x01\x12\x0f\n\x07total_s\x18\x05 \x01(\x01\x12\r\n\x05ticks\x18\x06 \x01(\r\x12\x1a\n\x12mean_rows_per_tick\x18\x07 \x01(\x01\"\xf1\x01\n\x0c\x45\x64itResponse\x12!\n\x05image\x18\x01 \x01(\x0b\x32\x12.steploom.v1.Image\x12(\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x18.steploom.v1.ImageFormat\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12%\n\x07timings\x18\x06 \x01(\x0b\x32\x14.steploom.v1.Timings\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\r\n\x05model\x18\x08 \x01(\t\x12\x0c\n\x04tier\x18\t \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\n \x01(\t\"\xe9\x02\n\tEditEvent\x12/\n\x06queued\x18\x01 \x01(\x0b\x32\x1d.steploom.v1.EditEvent.QueuedH\x00\x12\x31\n\x07started\x18\x02 \x01(\x0b\x32\x1e.steploom.v1.EditEvent.StartedH\x00\x12+\n\x04step\x18\x03 \x01(\x0b\x32\x1b.steploom.v1.EditEvent.StepH\x00\x12)\n\x04\x64one\x18\x04 \x01(\x0b\x32\x19.steploom.v1.EditResponseH\x00\x1a\x31\n\x06Queued\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0bpredicted_s\x18\x02 \x01(\x01\x1a\t\n\x07Started\x1aY\n\x04Step\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12(\n\x07preview\x18\x03 \x01(\x0b\x32\x12.steploom.v1.ImageH\x00\x88\x01\x01\x42\n\n\x08_previewB\x07\n\x05\x65vent*\x85\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x01\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x03\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x04*c\n\x08SizeRule\x12\x19\n\x15SIZE_RULE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSIZE_RULE_CROP\x10\x01\x12\x11\n\rSIZE_RULE_PAD\x10\x02\x12\x15\n\x11SIZE_RULE_STRETCH\x10\x03*]\n\x07Sampler\x12\x17\n\x13SAMPLER_UNSPECIFIED\x10\x00\x12\x10\n\x0cSAMPLER_DDIM\x10\x01\x12\x11\n\rSAMPLER_EULER\x10\x02\x12\x14\n\x10SAMPLER_DPMPP_2M\x10\x03\x32\x8d\x01\n\x0cImageService\x12;\n\x04\x45\x64it\x12\x18.steploom.v1.EditRequest\x1a\x19.steploom.v1.EditResponse\x12@\n\nEditStream\x12\x18.steploom.v1.EditRequest\x1a\x16.steploom.v1.EditEvent0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'steploom_protos.v1.image_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGEFORMAT']._serialized_start=1425
-  _globals['_IMAGEFORMAT']._serialized_end=1558
-  _globals['_SIZERULE']._serialized_start=1560
-  _globals['_SIZERULE']._serialized_end=1659
-  _globals['_SAMPLER']._serialized_start=1661
-  _globals['_SAMPLER']._serialized_end=1754
+  _globals['_IMAGEFORMAT']._serialized_start=1442
+  _globals['_IMAGEFORMAT']._serialized_end=1575
+  _globals['_SIZERULE']._serialized_start=1577
+  _globals['_SIZERULE']._serialized_end=1676
+  _globals['_SAMPLER']._serialized_start=1678
+  _globals['_SAMPLER']._serialized_end=1771
   _globals['_RAWIMAGE']._serialized_start=47
   _globals['_RAWIMAGE']._serialized_end=102
   _globals['_IMAGE']._serialized_start=104
@@ -46,15 +46,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TIMINGS']._serialized_start=690
   _globals['_TIMINGS']._serialized_end=831
   _globals['_EDITRESPONSE']._serialized_start=834
-  _globals['_EDITRESPONSE']._serialized_end=1058
-  _globals['_EDITEVENT']._serialized_start=1061
-  _globals['_EDITEVENT']._serialized_end=1422
-  _globals['_EDITEVENT_QUEUED']._serialized_start=1262
-  _globals['_EDITEVENT_QUEUED']._serialized_end=1311
-  _globals['_EDITEVENT_STARTED']._serialized_start=1313
-  _globals['_EDITEVENT_STARTED']._serialized_end=1322
-  _globals['_EDITEVENT_STEP']._serialized_start=1324
-  _globals['_EDITEVENT_STEP']._serialized_end=1413
-  _globals['_IMAGESERVICE']._serialized_start=1757
-  _globals['_IMAGESERVICE']._serialized_end=1898
+  _globals['_EDITRESPONSE']._serialized_end=1075
+  _globals['_EDITEVENT']._serialized_start=1078
+  _globals['_EDITEVENT']._serialized_end=1439
+  _globals['_EDITEVENT_QUEUED']._serialized_start=1279
+  _globals['_EDITEVENT_QUEUED']._serialized_end=1328
+  _globals['_EDITEVENT_STARTED']._serialized_start=1330
+  _globals['_EDITEVENT_STARTED']._serialized_end=1339
+  _globals['_EDITEVENT_STEP']._serialized_start=1341
+  _globals['_EDITEVENT_STEP']._serialized_end=1430
+  _globals['_IMAGESERVICE']._serialized_start=1774
+  _globals['_IMAGESERVICE']._serialized_end=1915
 # @@protoc_insertion_point(module_scope)

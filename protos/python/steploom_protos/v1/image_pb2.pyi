@@ -113,7 +113,7 @@ class Timings(_message.Message):
     def __init__(self, queue_s: _Optional[float] = ..., encode_s: _Optional[float] = ..., denoise_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., total_s: _Optional[float] = ..., ticks: _Optional[int] = ..., mean_rows_per_tick: _Optional[float] = ...) -> None: ...
 
 class EditResponse(_message.Message):
-    __slots__ = ("image", "format", "height", "width", "seed", "timings", "request_id", "model", "tier")
+    __slots__ = ("image", "format", "height", "width", "seed", "timings", "request_id", "model", "tier", "adapter")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +123,7 @@ class EditResponse(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     image: Image
     format: ImageFormat
     height: int
@@ -132,7 +133,8 @@ class EditResponse(_message.Message):
     request_id: str
     model: str
     tier: str
-    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., seed: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., tier: _Optional[str] = ...) -> None: ...
+    adapter: str
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., format: _Optional[_Union[ImageFormat, str]] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., seed: _Optional[int] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., request_id: _Optional[str] = ..., model: _Optional[str] = ..., tier: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class EditEvent(_message.Message):
     __slots__ = ("queued", "started", "step", "done")

@@ -45,16 +45,18 @@ class SubmitRequest(_message.Message):
 class JobEvent(_message.Message):
     __slots__ = ("admitted", "started", "step", "finished")
     class Admitted(_message.Message):
-        __slots__ = ("predicted_s", "steps", "tier", "model")
+        __slots__ = ("predicted_s", "steps", "tier", "model", "adapter")
         PREDICTED_S_FIELD_NUMBER: _ClassVar[int]
         STEPS_FIELD_NUMBER: _ClassVar[int]
         TIER_FIELD_NUMBER: _ClassVar[int]
         MODEL_FIELD_NUMBER: _ClassVar[int]
+        ADAPTER_FIELD_NUMBER: _ClassVar[int]
         predicted_s: float
         steps: int
         tier: str
         model: str
-        def __init__(self, predicted_s: _Optional[float] = ..., steps: _Optional[int] = ..., tier: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+        adapter: str
+        def __init__(self, predicted_s: _Optional[float] = ..., steps: _Optional[int] = ..., tier: _Optional[str] = ..., model: _Optional[str] = ..., adapter: _Optional[str] = ...) -> None: ...
     class Started(_message.Message):
         __slots__ = ()
         def __init__(self) -> None: ...
