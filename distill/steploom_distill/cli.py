@@ -1,15 +1,18 @@
-"""The command line: one command for each stage of making the embedded model."""
+"""The command line: one command for each stage of making the embedded model and its student."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .config import Config, ConfigError, load_config
+
+if TYPE_CHECKING:
+    from .distillation import Loss, Paths
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -73,6 +76,104 @@ def train_classifier(
     from .training import pick_device
 
     train(_config(config, "classifier", minutes, max_steps), run, pick_device(device))
+
+
+TeacherOption = Annotated[
+    Path | None, typer.Option("--teacher", help="Student of an earlier stage to imitate; without one, MODEL itself.")
+]
+InitOption = Annotated[Path | None, typer.Option("--init", help="Student to go on from; without one, MODEL itself.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder of the student, its checkpoint and its log.")]
+PairsOption = Annotated[
+    Path | None, typer.Option("--pairs", help="Folder of pictures with metadata.jsonl; without one, rendered pairs.")
+]
+RankOption = Annotated[int | None, typer.Option(min=0, help="Of the student's weight changes; 0: weights of its own.")]
+FromOption = Annotated[int, typer.Option("--from", min=1, help="Steps of the teacher.")]
+ToOption = Annotated[int, typer.Option("--to", min=1, help="Steps of the student; a divisor of the teacher's.")]
+
+
+@app.command("distill-guidance")
+def distill_guidance(
+    out: OutOption, model: ModelOption = MODEL, init: InitOption = None, pairs: PairsOption = None,
+    rank: RankOption = None, config: ConfigOption = None, minutes: MinutesOption = None, max_steps: StepsLimit = None,
+    device: DeviceOption = None,
+) -> None:  # fmt: skip
+    """First stage: one row a step instead of three, with the guidance scales as inputs."""
+    from .distillation import Paths
+    from .losses import guidance_loss
+
+    settings = _with_rank(_config(config, "guidance", minutes, max_steps), rank)
+    _run("guidance", Paths(model, out, init=init, pairs=pairs), settings, 1000, guidance_loss, device)
+
+
+@app.command("distill-steps")
+def distill_steps(
+    out: OutOption, from_steps: FromOption, to_steps: ToOption, model: ModelOption = MODEL,
+    teacher: TeacherOption = None, init: InitOption = None, pairs: PairsOption = None, rank: RankOption = None,
+    config: ConfigOption = None, minutes: MinutesOption = None, max_steps: StepsLimit = None,
+    device: DeviceOption = None,
+) -> None:  # fmt: skip
+    """Second stage, once or more: one step learns where several of the teacher's lead."""
+    from .distillation import Paths
+    from .losses import steps_loss
+
+    settings = _with_rank(_config(config, "steps", minutes, max_steps), rank)
+    paths = Paths(model, out, teacher, init, pairs)
+    _run("steps", paths, settings, to_steps, steps_loss(from_steps, to_steps), device)
+
+
+@app.command("distill-rollout")
+def distill_rollout(
+    out: OutOption, from_steps: FromOption, to_steps: ToOption, model: ModelOption = MODEL,
+    teacher: TeacherOption = None, init: InitOption = None, pairs: PairsOption = None, rank: RankOption = None,
+    judge: Annotated[Path | None, typer.Option(help="Attribute classifier, for rollout.perceptual_weight.")] = None,
+    config: ConfigOption = None, minutes: MinutesOption = None, max_steps: StepsLimit = None,
+    device: DeviceOption = None,
+) -> None:  # fmt: skip
+    """Last stage: the student walks from noise by its own steps, as it does when it serves."""
+    from .distillation import Paths
+    from .losses import rollout_loss
+
+    settings = _with_rank(_config(config, "rollout", minutes, max_steps), rank)
+    paths = Paths(model, out, teacher, init, pairs)
+    _run("rollout", paths, settings, to_steps, rollout_loss(from_steps, to_steps, judge), device)
+
+
+def _with_rank(config: Config, rank: int | None) -> Config:
+    return (
+        config if rank is None else dataclasses.replace(config, student=dataclasses.replace(config.student, rank=rank))
+    )
+
+
+def _run(stage: str, paths: Paths, config: Config, max_steps: int, loss: Loss, device: str | None) -> None:
+    from steploom_engine_worker.errors import ModelError
+
+    from .distillation import DistillationError, run_stage
+    from .pairs import PairsError
+    from .training import pick_device
+
+    try:
+        run_stage(stage, paths, config, getattr(config, stage), max_steps, loss, pick_device(device))
+    except (ModelError, DistillationError, PairsError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command("add-adapter")
+def add_adapter(
+    student: Annotated[Path, typer.Argument(help="Folder of a student of low rank.")],
+    name: Annotated[str, typer.Option(help="Name of the adapter.")] = "few-step",
+    model: ModelOption = MODEL,
+) -> None:
+    """Put a student into MODEL's folder of adapters, and its name into steploom.json."""
+    from steploom_engine_worker.errors import ModelError
+
+    from .pack import install_adapter
+
+    try:
+        install_adapter(model, student, name)
+    except ModelError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()

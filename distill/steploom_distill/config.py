@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,43 @@ class ClassifierConfig:
 
 
 @dataclass(frozen=True)
+class StudentConfig:
+    """What the student may change, and the guidance that it learns."""
+
+    rank: int = 16  # of its changes to the teacher's weights; 0: weights of its own
+    targets: str = ""  # regular expression that the name of an adapted map contains; empty: all
+    max_guidance_scale: float = 4.0  # text; the least is 1
+    max_image_guidance_scale: float = 2.0
+    default_share: float = 0.5  # of rows with the model's default scales
+
+    def adapts(self, name: str) -> bool:
+        """Whether the map of this name in the UNet is changed."""
+        return re.search(self.targets, name) is not None
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A stage of distillation."""
+
+    minutes: float
+    learning_rate: float
+    batch: int = 512
+    warmup_steps: int = 100
+    weight_decay: float = 0.0
+    ema_decay: float = 0.998
+    change_weight: float = 1.0  # extra loss weight where the edit changes the latents
+    perceptual_weight: float = 0.0  # of the judge's distance of decoded pictures; rollout only
+    perceptual_rows: int = 64  # of a batch that are decoded for it
+    no_op: float = 0.03
+    pool: int = 32768
+    chunk: int = 1024
+    refresh_every: int = 48
+    compile: bool = True
+    seed: int = 4
+    max_steps: int = 0
+
+
+@dataclass(frozen=True)
 class Config:
     """All stages."""
 
@@ -94,6 +132,10 @@ class Config:
     vae: VaeConfig = field(default_factory=VaeConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    guidance: StageConfig = field(default_factory=lambda: StageConfig(minutes=4.0, learning_rate=3e-4, seed=4))
+    steps: StageConfig = field(default_factory=lambda: StageConfig(minutes=3.0, learning_rate=3e-4, seed=5))
+    rollout: StageConfig = field(default_factory=lambda: StageConfig(minutes=3.0, learning_rate=2e-4, seed=6))
 
 
 class ConfigError(ValueError):

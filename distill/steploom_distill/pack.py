@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,11 +11,15 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from steploom_engine_worker.manifest import FILE
+from steploom_common.settings import ConfigError, from_table
+from steploom_engine_worker.adapter_files import DESCRIPTION, FOLDER, WEIGHTS, read_adapter
+from steploom_engine_worker.errors import ModelError
+from steploom_engine_worker.manifest import FILE, Manifest
 from steploom_engine_worker.model_files import weights_sha256
 
 from .models import build_scheduler
 from .sampling import Guidance
+from .student import UNET
 
 INDEX = {
     "_class_name": "StableDiffusionInstructPix2PixPipeline",
@@ -85,3 +90,27 @@ def default_guidance(manifest: Mapping[str, object]) -> tuple[Guidance, int]:
     assert isinstance(defaults, dict)
     guidance = Guidance(float(defaults["guidance_scale"]), float(defaults["image_guidance_scale"]))
     return guidance, int(defaults["steps"])
+
+
+def install_adapter(model: Path, student: Path, name: str) -> None:
+    """Copy a student of low rank to ``adapters/NAME`` of a model directory and list it in its manifest.
+
+    Raises:
+        ModelError: the student is of another model, has weights of its own, or the name cannot be one.
+    """
+    files = read_adapter(student, weights_sha256(model))
+    if (student / UNET).exists():
+        raise ModelError(student / UNET, "holds weights of its own: only a student of low rank can share a batch")
+    manifest = dict(read_manifest(model))
+    adapters = manifest.get("adapters", [])
+    assert isinstance(adapters, list)
+    manifest["adapters"] = [*(item for item in adapters if item != name), name]
+    try:
+        from_table(Manifest, manifest, "")
+    except ConfigError as error:
+        raise ModelError(model / FILE, str(error)) from None
+    target = model / FOLDER / name
+    target.mkdir(parents=True, exist_ok=True)
+    for file in (DESCRIPTION, WEIGHTS):
+        shutil.copyfile(files.folder / file, target / file)
+    (model / FILE).write_text(json.dumps(manifest, indent=2) + "\n")

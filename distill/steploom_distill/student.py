@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,25 @@ from steploom_engine_worker.model_files import weights_sha256
 UNET = "unet"
 
 
+@dataclass(frozen=True)
+class Student:
+    """A student that can sample."""
+
+    folder: Path
+    manifest: AdapterManifest
+    network: AdaptedUNet  # every row is the student's
+
+    @property
+    def name(self) -> str:
+        """That of its folder."""
+        return self.folder.name
+
+    @property
+    def has_own_unet(self) -> bool:
+        """Whether all weights were trained, so that it is no adapter."""
+        return (self.folder / UNET).is_dir()
+
+
 def load_student(model_root: Path, folder: Path, unet: UNet2DConditionModel, device: torch.device) -> AdaptedUNet:
     """The student of a folder, in evaluation mode and float32; every row is one of its own.
 
@@ -49,7 +68,7 @@ def load_student(model_root: Path, folder: Path, unet: UNet2DConditionModel, dev
 def build_student(files: AdapterFiles, unet: UNet2DConditionModel, device: torch.device) -> AdaptedUNet:
     """`load_student` of files that were read."""
     own = files.folder / UNET
-    base = _load_unet(own) if own.is_dir() else unet
+    base = load_unet(own) if own.is_dir() else unet
     student = AdaptedUNet(base, [load_adapter(base, files)])
     student.gates.segments = [(0, ALL_ROWS)]
     module: nn.Module = student.eval().to(device)
@@ -57,7 +76,12 @@ def build_student(files: AdapterFiles, unet: UNet2DConditionModel, device: torch
     return student
 
 
-def _load_unet(folder: Path) -> UNet2DConditionModel:
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """A student's own UNet in float32, its weights frozen.
+
+    Raises:
+        ModelError: the folder is incomplete or damaged.
+    """
     load = cast(Callable[..., tuple[Any, dict[str, Any]]], UNet2DConditionModel.from_pretrained)
     try:
         unet, info = load(

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .config import Config, TeacherConfig
-from .data import LatentPool, add_chunk, chunk_seed
 from .edits import EDITS
 from .models import build_scheduler, build_text_encoder, build_unet
-from .text import PhraseTable, train_tokenizer
+from .pairs import Pairs, PoolConfig, RenderedPairs
+from .text import train_tokenizer
 from .training import Budget, Trainer, autocast, prepare_device
 
 
@@ -53,14 +53,16 @@ def train_teacher(config: Config, run: Path, device: torch.device) -> Teacher:
         settings.weight_decay,
     )  # fmt: skip
     trainer.resume()
-    batches = _Batches(config, vae, PhraseTable.build(tokenizer, device), budget)
+    pool = PoolConfig(settings.seed, settings.pool, settings.chunk, settings.refresh_every, settings.no_op)
+    source = RenderedPairs(pool, vae, tokenizer, config.model.resolution, device, budget.step)
     objective = Objective(vae.config["scaling_factor"], settings, device)
     if settings.compile and device.type == "cuda":
         teacher.unet.compile(dynamic=False)
 
     def step() -> tuple[Tensor, dict[str, Tensor]]:
-        before, after, edits, ids = batches.next()
-        return objective(teacher, before, after, edits, ids)
+        pairs = source.next(settings.batch)
+        before, ids = drop_conditions(pairs, source.empty_ids, settings)
+        return objective(teacher, before, pairs.after, pairs.edits, ids)
 
     trainer.fit(step, settings.batch)
     trainer.finish()
@@ -75,40 +77,16 @@ def save_teacher(teacher: Teacher, tokenizer: CLIPTokenizer, run: Path) -> None:
     tokenizer.save_pretrained(run / "tokenizer")
 
 
-class _Batches:
-    """Draws training batches from the latent pool and refreshes it."""
+def drop_conditions(pairs: Pairs, empty: Tensor, settings: TeacherConfig) -> tuple[Tensor, Tensor]:
+    """Latents before and token ids, with the text, the image or both emptied in some rows, for guidance.
 
-    def __init__(self, config: Config, vae: AutoencoderKL, phrases: PhraseTable, budget: Budget) -> None:
-        self.config, self.settings = config, config.teacher
-        self.vae, self.phrases, self.budget = vae, phrases, budget
-        latent_size = config.model.resolution // 4
-        self.pool = LatentPool.empty(self.settings.pool, latent_size, phrases.ids.device)
-        # A resumed run must not see the chunks of its first part again.
-        self.chunk = budget.step * 1000
-        for _ in range(self.settings.pool // self.settings.chunk):
-            self._refresh()
-
-    def _refresh(self) -> None:
-        seed = chunk_seed(self.settings.seed, 4 * self.chunk)
-        add_chunk(self.pool, self.vae, self.config.model.resolution, self.settings.chunk, seed, self.settings.no_op)
-        self.chunk += 1
-
-    def next(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents before and after, edit ids, and token ids with some instructions emptied."""
-        if self.budget.step % self.settings.refresh_every == 0:
-            self._refresh()
-        before, after, edits = self.pool.draw(self.settings.batch)
-        ids = self.phrases.draw(edits)
-        return self._drop(before, ids), after, edits, ids
-
-    def _drop(self, before: Tensor, ids: Tensor) -> Tensor:
-        """Empty the text, the image or both, for guidance (arXiv 2211.09800 section 3.2.1)."""
-        settings = self.settings
-        u = torch.rand(len(ids), device=ids.device)
-        text_only, both = settings.drop_text, settings.drop_text + settings.drop_both
-        ids[u < both] = self.phrases.empty
-        without_image = (u >= text_only) & (u < both + settings.drop_image)
-        return before * ~without_image[:, None, None, None]
+    arXiv 2211.09800 section 3.2.1.
+    """
+    u = torch.rand(len(pairs.ids), device=pairs.ids.device)
+    text_only, both = settings.drop_text, settings.drop_text + settings.drop_both
+    ids = torch.where((u < both)[:, None], empty, pairs.ids)
+    without_image = (u >= text_only) & (u < both + settings.drop_image)
+    return pairs.before * ~without_image[:, None, None, None], ids
 
 
 class Objective:
@@ -137,12 +115,17 @@ class Objective:
             stacked = torch.cat([noisy, before], 1).contiguous(memory_format=torch.channels_last)
             predicted = model(stacked, timesteps, ids)
         squared = (predicted.float() - target).square()
-        weight = self._weight(clean, before * self.scale)
+        weight = change_weight(clean, before * self.scale, self.settings.change_weight)
         loss = (squared * weight).mean()
         return loss, {"plain": squared.mean(), "edits": edits.float().mean() / len(EDITS)}
 
-    def _weight(self, after: Tensor, before: Tensor) -> Tensor:
-        """``[n, 1, h, w]``, one on average over the batch."""
-        changed = ((after - before).abs().amax(1, keepdim=True) > 0.15).float()
-        weight = 1 + self.settings.change_weight * changed
-        return weight / weight.mean()
+
+def change_weight(after: Tensor, before: Tensor, extra: float) -> Tensor:
+    """Weight of each place of scaled latents ``[n, 4, h, w]``: more where an edit changes them.
+
+    Returns:
+        ``[n, 1, h, w]``, one on average over the batch.
+    """
+    changed = ((after - before).abs().amax(1, keepdim=True) > 0.15).float()
+    weight = 1 + extra * changed
+    return weight / weight.mean()
