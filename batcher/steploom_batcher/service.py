@@ -18,9 +18,9 @@ from steploom_batcher.messages import Begun, Done, Event, Model, Payload, Pictur
 from steploom_batcher.types import JobSpec, Refused, WorkerStats
 from steploom_batcher.worker_link import WorkerLink
 from steploom_batcher.worker_wire import model_to_wire, picture_from_wire, picture_to_wire, region_from_wire
+from steploom_common.adapter import rows_with
 from steploom_common.arena import RegionRef
 from steploom_common.errors import InvalidRequest, NotFound, Unavailable, Violation
-from steploom_common.guidance import rows_per_step
 from steploom_protos.batcher.v1 import batcher_pb2 as pb
 from steploom_protos.batcher.v1 import batcher_pb2_grpc
 from steploom_protos.v1 import image_pb2
@@ -160,13 +160,12 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
             adapter=adapter,
         )
         self._check(request.job_id, payload, model)
-        traits = model.adapters.get(adapter)
         spec = JobSpec(
             job_id=request.job_id,
             key=key_of(model),
             tier=tier_name,
             steps=steps,
-            rows=traits.rows_per_step(*scales) if traits else rows_per_step(*scales),
+            rows=rows_with(model.adapters.get(adapter), *scales),
             deadline=self._deadline(request.deadline_unix_s, tier.deadline_s),
         )
         return spec, payload

@@ -35,10 +35,6 @@ class AdapterTraits:
             if low > high:
                 raise ConfigError(f"min_{name}", f"is {low:g}, must be at most max_{name}, which is {high:g}")
 
-    def rows_per_step(self, guidance_scale: float, image_guidance_scale: float) -> int:
-        """UNet rows of one denoising step with the adapter."""
-        return 1 if self.is_guidance_distilled else rows_per_step(guidance_scale, image_guidance_scale)
-
     def violations(
         self, adapter: str, steps: int, guidance_scale: float, image_guidance_scale: float
     ) -> list[tuple[str, str]]:
@@ -55,3 +51,10 @@ class AdapterTraits:
             for field, (value, low, high) in given.items()
             if not low <= value <= high
         ]
+
+
+def rows_with(adapter: AdapterTraits | None, guidance_scale: float, image_guidance_scale: float) -> int:
+    """UNet rows of one denoising step with an adapter, or without one."""
+    if adapter is not None and adapter.is_guidance_distilled:
+        return 1
+    return rows_per_step(guidance_scale, image_guidance_scale)

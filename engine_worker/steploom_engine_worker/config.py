@@ -20,6 +20,7 @@ class FakeConfig:
     decode_s: float = setting(0.0, "seconds of a decode tick", at_least=0, at_most=60)
     decode_item_s: float = setting(0.0, "seconds more for each job in it", at_least=0, at_most=60)
     fail_tick: int = setting(0, "the denoise tick, counted from 1, that raises; 0: none", at_least=0)
+    adapters: tuple[str, ...] = setting((), "guidance-distilled adapters for at most 4 steps that it says it has")
 
     def __post_init__(self) -> None:
         check(self)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steploom_common.guidance import rows_per_step
+from steploom_common.adapter import AdapterTraits, rows_with
 from steploom_engine_worker.config import FakeConfig, WorkerConfig
 from steploom_engine_worker.engine import Costs, Job, ModelInfo, Pixels, Stage
 from steploom_engine_worker.errors import EngineError
@@ -19,6 +19,8 @@ POISON = "poison"  # an instruction with this word raises in every denoise tick
 CRASH = "crash"  # this one ends the process in its first denoise tick
 EXHAUST = "exhaust"  # this one runs out of memory
 CRASH_EXIT_CODE = 13
+
+_DISTILLED = AdapterTraits(max_steps=4, is_guidance_distilled=True)  # of each of its adapters
 
 
 class FakeEngine:
@@ -60,6 +62,8 @@ class FakeEngine:
     def admit(self, slot: int, job: Job) -> None:
         if not 1 <= job.steps <= self._model.max_steps:
             raise ValueError(f"steps is {job.steps}, must be 1 to {self._model.max_steps}")
+        if job.adapter and job.adapter not in self._model.adapters:
+            raise ValueError(f"adapter {job.adapter!r} does not exist")
         self._jobs[slot] = job
         self._done[slot] = 0
 
@@ -68,7 +72,7 @@ class FakeEngine:
 
     def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> None:
         self._denoise_ticks += 1
-        self._spend(Stage.DENOISE, sum(_rows(self._jobs[slot]) for slot in slots))
+        self._spend(Stage.DENOISE, sum(self._rows(self._jobs[slot]) for slot in slots))
         for slot in slots:
             _obey(self._jobs[slot].instruction)
         if self._denoise_ticks == self._fake.fail_tick:
@@ -98,6 +102,9 @@ class FakeEngine:
         }[stage]
         return base + each * count
 
+    def _rows(self, job: Job) -> int:
+        return rows_with(self._model.adapters.get(job.adapter), job.guidance_scale, job.image_guidance_scale)
+
     def _spend(self, stage: Stage, count: int) -> None:
         seconds = self._seconds(stage, count)
         if seconds > 0:
@@ -105,14 +112,11 @@ class FakeEngine:
 
 
 def draw(job: Job, steps_done: int) -> Pixels:
-    """The picture of a job: its input, shifted by a number that seed, instruction and steps decide."""
-    text = f"{job.seed}|{job.instruction}|{steps_done}|{job.guidance_scale:.6g}|{job.image_guidance_scale:.6g}"
+    """The picture of a job: its input, shifted by a number that seed, instruction, steps and adapter decide."""
+    scales = f"{job.guidance_scale:.6g}|{job.image_guidance_scale:.6g}"
+    text = f"{job.seed}|{job.instruction}|{steps_done}|{scales}|{job.adapter}"
     shift = np.frombuffer(hashlib.sha256(text.encode()).digest()[:3], np.uint8)  # one for each of red, green, blue
     return np.asarray(job.pixels + shift, np.uint8)  # modulo 256
-
-
-def _rows(job: Job) -> int:
-    return rows_per_step(job.guidance_scale, job.image_guidance_scale)
 
 
 def _obey(instruction: str) -> None:
@@ -134,5 +138,6 @@ def _model(fake: FakeConfig, max_steps: int) -> ModelInfo:
         default_image_guidance_scale=1.5,
         default_sampler=Sampler.DDIM,
         latent_shape=(4, fake.height // 8, fake.width // 8),
-        digest="fake",
+        digest=".".join(("fake", *fake.adapters)),
+        adapters=dict.fromkeys(fake.adapters, _DISTILLED),
     )

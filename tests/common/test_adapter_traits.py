@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from steploom_common.adapter import AdapterTraits
+from steploom_common.adapter import AdapterTraits, rows_with
 from steploom_common.settings import ConfigError
 
 FAST = AdapterTraits(4, True, 1.5, 10.0, 1.25, 2.0)
@@ -33,8 +33,10 @@ def test_a_violation_says_what_would_be_right() -> None:
 
 
 def test_scales_that_are_inputs_cost_no_rows() -> None:
-    assert FAST.rows_per_step(7.5, 1.5) == 1
-    assert [AdapterTraits().rows_per_step(*scales) for scales in ((7.5, 1.5), (7.5, 1.0), (1.0, 1.0))] == [3, 2, 1]
+    scales = [(7.5, 1.5), (7.5, 1.0), (1.0, 1.0)]
+    assert [rows_with(FAST, *pair) for pair in scales] == [1, 1, 1]
+    assert [rows_with(AdapterTraits(), *pair) for pair in scales] == [3, 2, 1]
+    assert [rows_with(None, *pair) for pair in scales] == [3, 2, 1]
 
 
 def test_bounds_that_are_crossed_are_refused() -> None:

@@ -104,6 +104,16 @@ async def test_the_first_answer_says_what_the_worker_is(tmp_path: Path) -> None:
         assert await this.health() == await this.health("") == health_pb2.HealthCheckResponse.SERVING
 
 
+async def test_the_first_answer_says_what_each_adapter_was_trained_for(tmp_path: Path) -> None:
+    async with running(tmp_path, adapters=("fast", "faster")) as this:
+        model = (await this.drive().read()).ready.model
+        assert [adapter.name for adapter in model.adapters] == ["fast", "faster"]
+        fast = model.adapters[0]
+        assert (fast.max_steps, fast.is_guidance_distilled) == (4, True)
+        assert (fast.min_guidance_scale, fast.max_guidance_scale) == (1.0, 30.0)
+        assert (fast.min_image_guidance_scale, fast.max_image_guidance_scale) == (1.0, 10.0)
+
+
 async def test_runs_jobs_in_order(tmp_path: Path) -> None:
     async with running(tmp_path) as this:
         call = this.drive()

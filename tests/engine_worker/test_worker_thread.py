@@ -403,3 +403,31 @@ def test_the_fake_engine_checks_the_order_of_steps() -> None:
     engine.admit(0, Job("x", np.zeros((128, 128, 3), np.uint8), 3, 7.5, 1.5, 0))
     with pytest.raises(RuntimeError, match="slot 0 is at step 0, not 1"):
         engine.denoise([0], [1])
+
+
+class Counting(FakeEngine):
+    """Takes no time, and remembers how many rows each denoise tick has."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        super().__init__(config)
+        self.rows: list[int] = []
+
+    def _spend(self, stage: Stage, count: int) -> None:
+        if stage is Stage.DENOISE:
+            self.rows.append(count)
+
+
+def test_the_fake_engine_spends_one_row_on_a_step_with_an_adapter() -> None:
+    engine = Counting(WorkerConfig(engine="fake", fake=FakeConfig(adapters=("fast",))))
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    plain = Job("x", pixels, 3, 7.5, 1.5, 0)
+    fast = Job("x", pixels, 3, 7.5, 1.5, 0, adapter="fast")
+    for slot, job in enumerate((plain, fast)):
+        engine.admit(slot, job)
+    for slots in ([0], [1]):
+        engine.denoise(slots, [0])
+    engine.denoise([0, 1], [1, 1])
+    assert engine.rows == [3, 1, 4]
+    assert not np.array_equal(draw(plain, 3), draw(fast, 3))
+    with pytest.raises(ValueError, match="adapter 'other' does not exist"):
+        engine.admit(2, Job("x", pixels, 3, 7.5, 1.5, 0, adapter="other"))
