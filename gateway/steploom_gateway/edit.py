@@ -137,6 +137,7 @@ class EditJob:
             request_id=self._seen.request_id,
             model=self._admitted.model,
             tier=self._admitted.tier,
+            adapter=self._admitted.adapter,
         )
 
 

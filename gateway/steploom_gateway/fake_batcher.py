@@ -14,6 +14,7 @@ from typing import Any
 import grpc.aio
 import numpy as np
 
+from steploom_common.adapter import NONE
 from steploom_common.arena import ArenaViews, Pixels, RegionRef
 from steploom_common.errors import JobCancelled, SteploomError
 from steploom_common.rpc import INTERNAL_OPTIONS, ErrorInterceptor, bind
@@ -152,7 +153,8 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         steps = request.steps or script.steps
         await self._moment("called", job, script)
         tier, model = request.tier or "pro", self.model.name if self.model else ""
-        yield Event(admitted=Event.Admitted(predicted_s=0.25, steps=steps, tier=tier, model=model))
+        adapter = "" if request.adapter == NONE else request.adapter
+        yield Event(admitted=Event.Admitted(predicted_s=0.25, steps=steps, tier=tier, model=model, adapter=adapter))
         await self._moment("admitted", job, script)
         if not request.without_progress:
             yield Event(started=Event.Started())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeVar
 
+from steploom_common.adapter import NONE
 from steploom_common.errors import InvalidRequest, NotFound, Violation
 from steploom_gateway.catalogue import Catalogue
 from steploom_gateway.codec import Format, ImageBounds
@@ -31,7 +32,7 @@ class EditOrder:
     instruction: str
     tier: str  # empty: the default tier
     model: str  # empty: the one that is served
-    adapter: str  # empty: the tier's
+    adapter: str  # empty: the tier's; none: none
     steps: int  # 0: the tier's
     guidance_scale: float  # 0: the model's
     image_guidance_scale: float  # 0: the model's
@@ -76,7 +77,7 @@ def read_edit(request: image_pb2.EditRequest, config: GatewayConfig, max_steps: 
 
 
 def check_names(order: EditOrder, catalogue: Catalogue) -> None:
-    """Holds the names in an order against those that exist; an empty name is a default.
+    """Holds the names in an order against those that exist; an empty name is a default, adapter `none` is no adapter.
 
     Raises:
         NotFound: lists those that exist.
@@ -84,7 +85,7 @@ def check_names(order: EditOrder, catalogue: Catalogue) -> None:
     for kind, name, known in (
         ("model", order.model, (catalogue.model.name,)),
         ("tier", order.tier, catalogue.tiers),
-        ("adapter", order.adapter, catalogue.model.adapters),
+        ("adapter", "" if order.adapter == NONE else order.adapter, catalogue.model.adapters),
     ):
         if name and name not in known:
             raise NotFound(kind, name[:100], known)

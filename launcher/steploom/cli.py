@@ -109,6 +109,7 @@ def edit(
     sampler: Annotated[Sampler | None, typer.Option(help="Default: the model's.")] = None,
     size_rule: Annotated[SizeRule | None, typer.Option(help="How the picture is sized to the model.")] = None,
     model: Annotated[str | None, typer.Option(help="Model by name; default: the one that is served.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Low-rank adapter by name, or none; default: the tier's.")] = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds; default: the tier's.")] = None,
     address: Address = None,
     runtime_dir: RuntimeFolder = None,
@@ -132,6 +133,7 @@ def edit(
         sampler=sampler.value if sampler else None,
         size_rule=size_rule.value if size_rule else None,
         model=model,
+        adapter=adapter,
     )
     run_edit(EditJob(image, instruction, output, _gateway(address, runtime_dir), timeout, options, quiet))
 

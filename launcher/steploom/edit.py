@@ -63,7 +63,8 @@ def run_edit(job: EditJob) -> None:
     console.print(str(job.output), highlight=False, soft_wrap=True)
     if not job.is_quiet:
         console.print(timings_table(result.timings))
-        console.print(f"model {result.model}, tier {result.tier}, seed {result.seed}", highlight=False)
+        names = f"model {result.model}, adapter {result.adapter or 'none'}, tier {result.tier}, seed {result.seed}"
+        console.print(names, highlight=False)
 
 
 def timings_table(timings: Timings) -> Table:

@@ -123,6 +123,7 @@ def _counters(status: pb.StatusResponse) -> Table:
     model = status.model
     rows = {
         "model": f"{model.name}, {model.width}x{model.height}" if status.HasField("model") else "not known yet",
+        "adapters": ", ".join(adapter.name for adapter in model.adapters) or "none",
         "rows per tick": f"{status.mean_rows_per_tick:.2f}",
         "ticks": str(status.ticks),
         "finished": str(status.finished),

@@ -12,6 +12,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from PIL import Image
 
+from steploom_common.adapter import NONE
 from steploom_common.errors import SteploomError
 from steploom_common.rpc import ErrorInterceptor
 from steploom_protos.v1 import image_pb2 as pb
@@ -109,6 +110,7 @@ def _response(request: pb.EditRequest, steps: int) -> pb.EditResponse:
         request_id=request.request_id or "fake-1",
         model=request.model or "fake",
         tier=request.tier or "pro",
+        adapter="" if request.adapter == NONE else request.adapter,
     )
 
 

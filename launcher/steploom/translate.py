@@ -80,6 +80,7 @@ def edit_result(response: pb.EditResponse) -> EditResult:
         request_id=response.request_id,
         model=response.model,
         tier=response.tier,
+        adapter=response.adapter,
     )
 
 

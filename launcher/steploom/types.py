@@ -52,7 +52,7 @@ class EditOptions(TypedDict, total=False):
     size_rule: SizeRule | None  # how the picture becomes the model's square; default: "crop"
     preview_every: int | None  # edit_stream: a preview after every so many steps; default: none
     request_id: str | None  # the caller's own id; default: the service makes one
-    adapter: str | None  # low-rank adapter by name; default: the tier's
+    adapter: str | None  # low-rank adapter by name; "none": none; default: the tier's
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class EditResult:
     request_id: str
     model: str
     tier: str
+    adapter: str  # low-rank adapter that it was drawn with; empty: none
 
     @cached_property
     def image(self) -> Image:

@@ -29,6 +29,13 @@ async def test_edit_answers_the_picture_and_what_was_done(house: House) -> None:
     assert job.HasField("output")
 
 
+@pytest.mark.parametrize(("asked", "drew"), [("turbo", "turbo"), ("none", ""), ("", "")])
+async def test_the_answer_names_the_adapter_that_the_batcher_took(house: House, asked: str, drew: str) -> None:
+    answer = await house.stub.Edit(request(adapter=asked))
+    assert house.batcher.requests[-1].adapter == asked
+    assert answer.adapter == drew
+
+
 async def test_an_instruction_in_decomposed_korean_reaches_the_model_composed(house: House) -> None:
     typed = unicodedata.normalize("NFD", "금발로 만들어 줘")
     assert typed != "금발로 만들어 줘"

@@ -13,7 +13,16 @@ from gateway_house import House, encoded, eventually, opened, picture, request, 
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from steploom_common.errors import DeadlineMissed, Exhausted, JobFailed, SteploomError, Unavailable
+from steploom_common.errors import (
+    DeadlineMissed,
+    Exhausted,
+    InvalidRequest,
+    JobFailed,
+    NotFound,
+    SteploomError,
+    Unavailable,
+    Violation,
+)
 from steploom_gateway.fake_batcher import MOMENTS
 from steploom_protos.v1 import image_pb2
 
@@ -105,6 +114,7 @@ async def test_a_field_out_of_its_bound(house: House, fields: dict[str, Any], vi
         {"sampler": image_pb2.SAMPLER_DPMPP_2M, "preview_every": 50},
         {"request_id": "A.z_9:-" + "x" * 57},
         {"tier": "free", "model": "fake", "adapter": "turbo"},
+        {"tier": "free", "adapter": "none"},
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -115,9 +125,10 @@ async def test_bounds_are_included(house: House, fields: dict[str, Any]) -> None
         assert getattr(job, key) == fields.get(key, getattr(type(job)(), key))
 
 
+@pytest.mark.parametrize("name", ["../etc", "auto"])
 @pytest.mark.parametrize(("kind", "known"), [("tier", "free, pro"), ("model", "fake"), ("adapter", "turbo")])
-async def test_an_unknown_name_lists_those_that_exist(house: House, kind: str, known: str) -> None:
-    error = await status_of(house.stub.Edit(named(kind, "../etc")))
+async def test_an_unknown_name_lists_those_that_exist(house: House, kind: str, known: str, name: str) -> None:
+    error = await status_of(house.stub.Edit(named(kind, name)))
     assert error.code() is grpc.StatusCode.NOT_FOUND
     assert kind in (error.details() or "")
     assert known in (error.details() or "")
@@ -146,6 +157,8 @@ REFUSALS: list[SteploomError] = [
     DeadlineMissed("would end in 9 s", 9.0),
     Unavailable("no worker is up", 0.25),
     JobFailed("abc123"),
+    InvalidRequest(Violation("steps", "is 35, must be 1 to 4 with adapter turbo")),
+    NotFound("adapter", "lost", ["turbo"]),
 ]
 
 

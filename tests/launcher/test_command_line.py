@@ -83,6 +83,22 @@ def test_edit_writes_the_picture_and_tells_the_timings(
     assert (request.instruction, request.tier, request.seed) == ("썬글라스를 씌워 줘", "free", 7)
 
 
+@pytest.mark.parametrize(
+    ("options", "asked", "words"),
+    [
+        (("--adapter", "student"), "student", "model fake, adapter student, tier pro"),
+        (("--adapter", "none"), "none", "model fake, adapter none, tier pro"),
+        ((), "", "model fake, adapter none, tier pro"),
+    ],
+)
+def test_edit_asks_for_an_adapter_and_tells_which_drew(
+    edit: Run, gateway: FakeGateway, picture: Path, tmp_path: Path, options: tuple[str, ...], asked: str, words: str
+) -> None:
+    done = edit(picture, "x", "-o", tmp_path / "out.png", *options)
+    assert words in done.stdout
+    assert gateway.requests[0].adapter == asked
+
+
 def test_quiet_prints_the_path_alone(edit: Run, picture: Path, tmp_path: Path) -> None:
     done = edit(picture, "x", "-o", tmp_path / "out.png", "-q")
     assert (done.stdout, done.stderr) == (f"{tmp_path / 'out.png'}\n", "")

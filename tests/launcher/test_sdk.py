@@ -66,10 +66,10 @@ both = pytest.mark.parametrize("connect", [blocking, asynchronous])
 @both
 async def test_edit_gives_a_picture(gateway: FakeGateway, connect: Any) -> None:
     async with connect(gateway.address) as client:
-        result = await client.edit(PICTURE, "금발로 만들어 줘", tier="free", steps=3, seed=2**64 - 1)
+        result = await client.edit(PICTURE, "금발로 만들어 줘", tier="free", steps=3, seed=2**64 - 1, adapter="fast")
     assert result.image.size == (8, 8)
     assert result.array.shape == (8, 8, 3)
-    assert (result.seed, result.tier, result.format) == (2**64 - 1, "free", "png")
+    assert (result.seed, result.tier, result.adapter, result.format) == (2**64 - 1, "free", "fast", "png")
     assert result.timings.ticks == 5
     assert gateway.requests[0].instruction == "금발로 만들어 줘"
     assert gateway.requests[0].image.encoded == PICTURE

@@ -33,7 +33,7 @@ class System:
         self.runtime = RuntimeDir(folder / "run")
         self.log = folder / "log"
         config = folder / "steploom.toml"
-        config.write_text("[worker.fake]\ndenoise_s = 0.005\n")
+        config.write_text('[worker.fake]\ndenoise_s = 0.005\nadapters = ["student", "sketch"]\n')
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*UP, "-c", str(config), "--runtime-dir", str(self.runtime.path), *arguments], stderr=log, stdout=log
@@ -91,6 +91,11 @@ def status(runtime: RuntimeDir) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
+def status_words(runtime: RuntimeDir) -> str:
+    command = [sys.executable, "-m", "steploom", "status", "--runtime-dir", str(runtime.path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
 def arenas() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("steploom-arena-*")}
 
@@ -99,11 +104,14 @@ def test_it_serves_shows_its_state_and_ends_without_a_trace(system: System) -> N
     with Client(system.ready()) as client:
         results = [client.edit(picture(), "close the eyes", tier=tier) for tier in ("free", "pro")]
     assert [(result.width, result.height) for result in results] == [(128, 128)] * 2
+    assert [result.adapter for result in results] == ["student", ""]
     code, table = status(system.runtime)
     assert code == ExitCode.OK
     assert table["gateway"]["health"] == "SERVING"
     assert int(table["batcher"]["status"]["finished"]) == 2
     assert table["batcher"]["status"]["workers"][0]["slots_used"] == 0
+    assert [row["name"] for row in table["batcher"]["status"]["model"]["adapters"]] == ["student", "sketch"]
+    assert "student, sketch" in status_words(system.runtime)
     children = system.children()
     assert set(children) == {"steploom_gateway", "steploom_batcher", "steploom_engine_worker"}
     assert system.end() == ExitCode.OK, system.log.read_text()
