@@ -16,7 +16,7 @@ from . import grammar
 from .classifier import Classifier, load_classifier
 from .data import HELD_OUT_SEED, held_out_scenes
 from .edits import EDITS, Edit, apply_edit
-from .models import decode, encode_mode
+from .metrics import psnr
 from .renderer import render
 from .sampling import Editor, Guidance
 from .scene import Scene, sample_scenes, visible
@@ -34,6 +34,11 @@ class Case:
     language: str
     scene: Scene
     texts: list[str]
+
+    def pictures(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Before, and as the edit should make them: ``[n, 3, size, size]`` in 0..1 each."""
+        before = self.scene.to(device)
+        return render(before, size), render(apply_edit(self.edit, before), size)
 
 
 @dataclass(frozen=True)
@@ -63,33 +68,28 @@ def run_cases(
     editor: Editor, judge: Classifier, chosen: list[Case], steps: int, guidance: Guidance, size: int, seed: int
 ) -> list[Score]:
     """Edit the pictures of all cases, in large batches, and compare with the renders of the edited scenes."""
-    before = torch.cat([render(case.scene.to(editor.device), size) for case in chosen])
+    drawn = [case.pictures(size, editor.device) for case in chosen]
+    before = torch.cat([pictures for pictures, _ in drawn])
     texts = [text for case in chosen for text in case.texts]
     edited = [
         editor.edit(before[i : i + BATCH], texts[i : i + BATCH], steps, guidance, seed + i)
         for i in range(0, len(texts), BATCH)
     ]
     pieces = torch.split(torch.cat(edited), [len(case.texts) for case in chosen])
-    return [_score(judge, case, pictures, size) for case, pictures in zip(chosen, pieces, strict=True)]
+    return [_score(judge, case, edited, truth) for case, edited, (_, truth) in zip(chosen, pieces, drawn, strict=True)]
 
 
-def _score(judge: Classifier, case: Case, edited: Tensor, size: int) -> Score:
-    before = case.scene.to(edited.device)
-    after = apply_edit(case.edit, before)
-    truth = render(after, size)
-    success, kept = _judge(judge, edited, before, after, case.edit)
-    ceiling, _ = _judge(judge, truth, before, after, case.edit)
+def _score(judge: Classifier, case: Case, edited: Tensor, truth: Tensor) -> Score:
+    success, kept = read_success(judge, case, edited)
+    ceiling, _ = read_success(judge, case, truth)
     decibels = float(psnr(edited, truth).mean())
     return Score(case.edit.name, case.language, len(case.texts), decibels, success, kept, ceiling)
 
 
-def psnr(images: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal to noise ratio of each picture, ``[n]`` dB, for images in 0..1."""
-    return -10 * (images - truth).square().mean(dim=(1, 2, 3)).clamp_min(1e-10).log10()
-
-
-def _judge(judge: Classifier, images: Tensor, before: Scene, after: Scene, edit: Edit) -> tuple[float, float]:
+def read_success(judge: Classifier, case: Case, images: Tensor) -> tuple[float, float]:
     """Share of pictures with all judged attributes right, and share of other visible attributes kept."""
+    edit, before = case.edit, case.scene.to(images.device)
+    after = apply_edit(edit, before)
     read, shown = judge.read(images), visible(after)
     done = torch.ones_like(after.subject, dtype=torch.bool)
     kept = []
@@ -109,7 +109,7 @@ def vae_psnr(editor: Editor, size: int, count: int = 512) -> float:
     scores = []
     for start in range(0, count, 64):
         images = render(sample_scenes(64, HELD_OUT_SEED + 2**30 + start).to(editor.device), size)
-        restored = decode(editor.vae, encode_mode(editor.vae, images)).clamp(0, 1)
+        restored = editor.decode(editor.encode(images)).clamp(0, 1)
         scores.append(float(psnr(restored, images).mean()))
     return fmean(scores)
 
@@ -142,7 +142,7 @@ def evaluate(
     device = device or pick_device()
     prepare_device(device)
     editor, judge = Editor.load(model, device), load_classifier(judge_folder, device)
-    size = int(editor.vae.config["sample_size"])
+    size = editor.model.side
     swept = [] if guidance else sweep(editor, judge, steps, size, sweep_count)
     chosen = guidance or Guidance(swept[0]["text"], swept[0]["image"])
     scores = run_cases(editor, judge, list(cases(count, seed=0)), steps, chosen, size, 1)

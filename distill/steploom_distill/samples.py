@@ -105,7 +105,7 @@ def edit_grid(editor: Editor, guidance: Guidance, steps: int, font: Path | None,
 
     ``font`` must hold Hangul; without one the captions are English alone. Half of the edits are asked in Korean.
     """
-    size = int(editor.vae.config["sample_size"])
+    size = editor.model.side
     shown = (*SHOWN, *SHOWN_CAT)
     scenes = [portrait()] * (len(SHOWN) - 1) + [cat()] * (1 + len(SHOWN_CAT))
     before = torch.cat([render(scene, size) for scene in scenes])

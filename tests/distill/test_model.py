@@ -14,8 +14,8 @@ from torch import Tensor
 from steploom_distill import samples
 from steploom_distill.classifier import Classifier, load_classifier
 from steploom_distill.edits import EDIT_INDEX, EDITS, apply_edit
-from steploom_distill.evaluate import psnr
 from steploom_distill.grammar import parse
+from steploom_distill.metrics import psnr
 from steploom_distill.pack import default_guidance, read_manifest
 from steploom_distill.renderer import render
 from steploom_distill.sampling import Editor
