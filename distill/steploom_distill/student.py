@@ -7,25 +7,17 @@ teacher, so only it is served.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
 from torch import nn
 
 from steploom_engine_worker.adapter import ALL_ROWS, AdaptedUNet, Adapter, load_adapter
-from steploom_engine_worker.adapter_files import (
-    DESCRIPTION,
-    WEIGHTS,
-    AdapterFiles,
-    AdapterManifest,
-    read_adapter,
-)
+from steploom_engine_worker.adapter_files import AdapterFiles, AdapterManifest, read_adapter, write_adapter
 from steploom_engine_worker.errors import ModelError
 from steploom_engine_worker.model_files import weights_sha256
 
@@ -111,10 +103,7 @@ def save_student(
     """
     if unet is None and (folder / UNET).exists():
         raise FileExistsError(f"{folder / UNET} is there: a student with a UNet of its own, or a model directory")
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().half().contiguous().cpu() for name, tensor in adapter.tensors().items()}
-    save_file(tensors, folder / WEIGHTS)
-    (folder / DESCRIPTION).write_text(json.dumps(asdict(manifest), indent=2) + "\n")
+    write_adapter(folder, manifest, adapter.tensors())
     if unet is not None:
         half: Any = copy.deepcopy(unet).half()
         half.register_to_config(_name_or_path="")  # where the teacher lay is nobody's business

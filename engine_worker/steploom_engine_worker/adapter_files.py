@@ -8,11 +8,13 @@ adapter.safetensors   `unet.MODULE.lora_A.weight` and `…lora_B.weight`, as oth
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steploom_common.adapter import AdapterTraits
@@ -84,3 +86,11 @@ def read_adapter(folder: Path, base_weights_sha256: str) -> AdapterFiles:
         raise ModelError(weights, f"is no complete safetensors file: {error}") from None
     digest = hashlib.sha256(description.read_bytes() + weights.read_bytes()).hexdigest()
     return AdapterFiles(folder, manifest, tensors, digest)
+
+
+def write_adapter(folder: Path, manifest: AdapterManifest, tensors: Mapping[str, Tensor]) -> None:
+    """Writes both files, the weights in half precision."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half = {name: tensor.detach().half().contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(half, folder / WEIGHTS)
+    (folder / DESCRIPTION).write_text(json.dumps(asdict(manifest), indent=2) + "\n")

@@ -168,9 +168,8 @@ class TorchEngine:
     @torch.inference_mode()
     def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> None:
         # the rows of an adapter must stand together
-        slots, steps = zip(
-            *sorted(zip(slots, steps, strict=True), key=lambda job: self.slots.adapters[job[0]]), strict=True
-        )
+        order = sorted(range(len(slots)), key=lambda job: self.slots.adapters[slots[job]])
+        slots, steps = [slots[job] for job in order], [steps[job] for job in order]
         row_jobs, row_branches, job_rows = self.slots.rows(slots)
         index, step = self._index(slots), self._index(steps)
         jobs = self._index(row_jobs)
