@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from steploom_common.adapter import RESERVED_NAMES
 from steploom_common.settings import ConfigError, check, from_table, section, setting
 from steploom_engine_worker.errors import ModelError
 from steploom_engine_worker.model_files import read_json, weights_sha256
@@ -16,7 +17,6 @@ SAMPLERS = {"ddim": Sampler.DDIM, "euler": Sampler.EULER, "dpmpp_2m": Sampler.DP
 
 # The name is that of a folder, which must not lead out of the model's.
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_RESERVED_NAMES = ("auto", "none")  # what a tier or a request says in place of a name
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Manifest:
     def __post_init__(self) -> None:
         check(self)
         for name in self.adapters:
-            if not _ADAPTER_NAME.fullmatch(name) or name in _RESERVED_NAMES:
+            if not _ADAPTER_NAME.fullmatch(name) or name in RESERVED_NAMES:
                 raise ConfigError(
                     "adapters",
                     f"names {name!r}, must be 1 to 64 of [A-Za-z0-9._-], a letter or digit first, and not "
-                    + " or ".join(_RESERVED_NAMES),
+                    + " or ".join(RESERVED_NAMES),
                 )
         if len(set(self.adapters)) < len(self.adapters):
             raise ConfigError("adapters", f"names one twice: {', '.join(self.adapters)}")
