@@ -11,7 +11,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -19,7 +19,7 @@ import grpc.aio
 
 from steploom_loadtest.pictures import portrait
 from steploom_loadtest.report import CANCELLED, OK, Record
-from steploom_loadtest.traces import Arrival
+from steploom_loadtest.traces import NO_ADAPTER, Arrival
 from steploom_protos.v1 import image_pb2 as pb
 from steploom_protos.v1.image_pb2_grpc import ImageServiceStub
 
@@ -44,7 +44,7 @@ class Payload:
     output_format: pb.ImageFormat = pb.IMAGE_FORMAT_PNG
 
     def request(self, arrival: Arrival, seed: int) -> pb.EditRequest:
-        """Three branches of guidance, one row each, are the default of every model; one needs no guidance at all."""
+        """Without a distilled adapter the model's default guidance takes three rows a step, no guidance at all one."""
         request = pb.EditRequest(
             image=self.image,
             instruction=self.instruction,
@@ -52,8 +52,9 @@ class Payload:
             steps=arrival.steps,
             seed=seed,
             output_format=self.output_format,
+            adapter=arrival.adapter,
         )
-        if arrival.rows == 1:
+        if arrival.rows == 1 and arrival.adapter == NO_ADAPTER:
             request.guidance_scale = request.image_guidance_scale = 1.0
         return request
 
@@ -116,7 +117,7 @@ async def run_closed_loop(
         async def caller() -> None:
             while clock() - start < seconds:
                 seed, kind, stub = next(turns)
-                arrival = Arrival(clock() - start, kind.tier, kind.steps, kind.rows, kind.deadline_s)
+                arrival = replace(kind, at=clock() - start)
                 request = payload.request(arrival, seed)
                 records.append(await _call(stub, request, arrival, lambda: clock() - start, None))
 

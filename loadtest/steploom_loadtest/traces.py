@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+NO_ADAPTER = "none"  # what a request says that wants the model itself, whatever adapter its tier has
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,7 @@ class Arrival:
     rows: int  # UNet rows of a step
     deadline_s: float  # from arrival to answer
     cancel_after_s: float | None = None  # from arrival; None: the caller waits
+    adapter: str = NO_ADAPTER  # by name; what it costs is in `rows`
 
     @property
     def label(self) -> str:
@@ -35,10 +38,23 @@ class RequestClass:
     deadline_s: float = 60.0
     cancel_share: float = 0.0  # of them are cancelled, at a moment drawn evenly up to `cancel_within_s`
     cancel_within_s: float = 1.0
+    adapter: str = NO_ADAPTER
 
 
 FREE_AND_PRO = (RequestClass("free", 3, 9, deadline_s=20.0), RequestClass("pro", 35, 1, deadline_s=60.0))
-"""Nine requests of few steps for each one of many."""
+"""Nine requests of few steps for each one of many; the model itself draws all of them, three rows a step."""
+
+STUDENT_AND_PRO = (replace(FREE_AND_PRO[0], rows=1, adapter="few-step"), FREE_AND_PRO[1])
+"""The same, with the few steps drawn by the embedded model's distilled adapter, one row a step."""
+
+
+MIXES = {"student": STUDENT_AND_PRO, "plain": FREE_AND_PRO}
+"""By the name that command lines take."""
+
+
+def patient(kind: RequestClass, deadline_s: float = 600.0) -> Arrival:
+    """A request of this kind that waits for long: refused callers come again at once, and cost more than rows."""
+    return Arrival(0.0, kind.tier, kind.steps, kind.rows, deadline_s, adapter=kind.adapter)
 
 
 def poisson(mix: Sequence[RequestClass], rate: float, duration_s: float, seed: int = 0) -> list[Arrival]:
@@ -70,10 +86,10 @@ def poisson(mix: Sequence[RequestClass], rate: float, duration_s: float, seed: i
 
 def burst(kind: RequestClass, count: int, at: float = 0.0) -> list[Arrival]:
     """`count` equal requests at one moment."""
-    return [Arrival(at, kind.tier, kind.steps, kind.rows, kind.deadline_s) for _ in range(count)]
+    return [replace(patient(kind, kind.deadline_s), at=at)] * count
 
 
 def _arrival(kind: RequestClass, at: float, rng: random.Random) -> Arrival:
     is_cancelled = rng.random() < kind.cancel_share
     cancel_after_s = rng.uniform(0.0, kind.cancel_within_s) if is_cancelled else None
-    return Arrival(at, kind.tier, kind.steps, kind.rows, kind.deadline_s, cancel_after_s)
+    return Arrival(at, kind.tier, kind.steps, kind.rows, kind.deadline_s, cancel_after_s, kind.adapter)

@@ -18,6 +18,7 @@ from rich.console import Console
 from steploom_loadtest.bench import control_plane, overload, policies, single
 from steploom_loadtest.bench.outcome import Options, Outcome, show
 from steploom_loadtest.stack import StackError
+from steploom_loadtest.traces import MIXES
 
 _EMBEDDED = Path(__file__).parents[3] / "models" / "avatar-edit" / "model_index.json"
 
@@ -59,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=60.0, help="length of each load; default: 60")
     parser.add_argument("--load", type=float, default=0.8, help="share of capacity for `policies`; default: 0.8")
     parser.add_argument("--seed", type=int, default=0, help="of the trace")
+    parser.add_argument(
+        "--mix",
+        choices=tuple(MIXES),
+        default="student",
+        help="who draws the 3 steps of the 9:1 mix: the adapter few-step, one row a step (default), or the model",
+    )
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of the JSON files")
     parser.add_argument("--list", action="version", version="\n".join(BENCHMARKS), help="name the benchmarks")
     return parser
@@ -72,6 +79,7 @@ def _run(name: str, given: argparse.Namespace, console: Console) -> Outcome:
             seconds=given.seconds,
             load=given.load,
             seed=given.seed,
+            mix=given.mix,
             directory=Path(directory),
             say=lambda text: console.print(text, style="dim", highlight=False),
         )

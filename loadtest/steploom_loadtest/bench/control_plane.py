@@ -13,7 +13,7 @@ from steploom_loadtest.open_loop import Payload, run_closed_loop
 from steploom_loadtest.pictures import portrait, portrait_image
 from steploom_loadtest.report import OK, percentile
 from steploom_loadtest.stack import Stack, cpu_seconds, running
-from steploom_loadtest.traces import FREE_AND_PRO, Arrival
+from steploom_loadtest.traces import FREE_AND_PRO, patient
 from steploom_protos.v1 import image_pb2 as pb
 
 NAME = "control-plane"
@@ -59,7 +59,7 @@ def _raw() -> Payload:
 
 def _measure(stack: Stack, name: str, payload: Payload, callers: int, seconds: float) -> Figures:
     few = FREE_AND_PRO[0]
-    kinds = [Arrival(0.0, few.tier, few.steps, few.rows, few.deadline_s)]
+    kinds = [patient(few, few.deadline_s)]
     asyncio.run(run_closed_loop(stack.gateway, kinds, callers, _WARM_S, payload))
     pids = stack.pids()
     before, cpu_before = stack.status(), {service: cpu_seconds(pid) for service, pid in pids.items()}

@@ -48,6 +48,7 @@ class Options:
     seconds: float  # length of each load
     load: float  # share of capacity
     seed: int
+    mix: str  # of `traces.MIXES`
     directory: Path  # for sockets and logs
     say: Callable[[str], None]  # progress
 

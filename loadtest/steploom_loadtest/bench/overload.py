@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +14,7 @@ from steploom_loadtest.bench.outcome import Bar, Options, Outcome
 from steploom_loadtest.cost_tables import linear
 from steploom_loadtest.report import LoadReport, records_of, summarize
 from steploom_loadtest.simulator import Device, simulate
-from steploom_loadtest.traces import FREE_AND_PRO, poisson
+from steploom_loadtest.traces import MIXES, RequestClass, poisson
 
 NAME = "overload"
 LOADS = (0.3, 0.6, 0.8, 0.9, 1.0, 1.2, 2.0)  # of what full ticks could do
@@ -25,36 +26,39 @@ COSTS = linear(encode=(0.015, 0.045), denoise=(0.012, 0.018), decode=(0.010, 0.0
 
 def run(options: Options) -> Outcome:
     """The same traces under both policies, in virtual time."""
-    rate = _capacity()
-    table = Table(title=f"9:1 mix of 3 and 35 steps, simulated; capacity {rate:.2f} requests/s", title_justify="left")
+    mix = MIXES[options.mix]
+    rate = _capacity(mix)
+    rows = " and ".join(f"{kind.steps} steps of {kind.rows}" for kind in mix)
+    title = f"9:1 mix of {rows} rows, simulated; capacity {rate:.2f} requests/s"
+    table = Table(title=title, title_justify="left")
     for name in ("load", "policy", "3 in time", "35 in time", "p50 of 3, s", "p95 of 3, s", "rows/tick"):
         table.add_column(name, justify="right")
-    figures: dict[str, Any] = {"capacity_per_s": rate, "duration_s": DURATION_S}
+    figures: dict[str, Any] = {"mix": options.mix, "capacity_per_s": rate, "duration_s": DURATION_S}
     in_time: dict[tuple[float, str], float] = {}
     for load in LOADS:
         options.say(f"{NAME}: {load:.0%} of capacity")
         for policy in ("step", "request"):
-            report, rows = _simulated(policy, load * rate, options.seed)
+            report, mean_rows = _simulated(mix, policy, load * rate, options.seed)
             few, many = report.of(3), report.of(35)
             in_time[load, policy] = report.goodput
-            figures[f"{policy} {load}"] = {"rows_per_tick": rows, **asdict(report)}
+            figures[f"{policy} {load}"] = {"rows_per_tick": mean_rows, **asdict(report)}
             shares = [f"{kind.good / max(1, kind.sent):.1%}" for kind in (few, many)]
-            table.add_row(f"{load:.0%}", policy, *shares, f"{few.p50_s:.2f}", f"{few.p95_s:.2f}", f"{rows:.1f}")
+            table.add_row(f"{load:.0%}", policy, *shares, f"{few.p50_s:.2f}", f"{few.p95_s:.2f}", f"{mean_rows:.1f}")
     worst = min(in_time[load, "step"] / in_time[load, "request"] for load in LOADS)
     bar = Bar("goodput under step, as a share of that under request, at the worst load:", worst, 0.99, at_most=False)
     return Outcome(NAME, figures, [table], [bar])
 
 
-def _capacity() -> float:
+def _capacity(mix: Sequence[RequestClass]) -> float:
     """Requests of the mix a second if every tick ran at its cheapest cost per row."""
     cheapest = {stage: min(seconds / bucket for bucket, seconds in costs.items()) for stage, costs in COSTS.items()}
-    total = sum(kind.weight for kind in FREE_AND_PRO)
-    rows = sum(kind.weight * kind.steps * kind.rows for kind in FREE_AND_PRO) / total
+    total = sum(kind.weight for kind in mix)
+    rows = sum(kind.weight * kind.steps * kind.rows for kind in mix) / total
     return 1.0 / (cheapest[Stage.ENCODE] + rows * cheapest[Stage.DENOISE] + cheapest[Stage.DECODE])
 
 
-def _simulated(policy: str, rate: float, seed: int) -> tuple[LoadReport, float]:
-    trace = poisson(FREE_AND_PRO, rate, DURATION_S, seed)
+def _simulated(mix: Sequence[RequestClass], policy: str, rate: float, seed: int) -> tuple[LoadReport, float]:
+    trace = poisson(mix, rate, DURATION_S, seed)
     device = Device(WorkerProfile("worker", Key("model", (4, 32, 32)), 32, COSTS))
     simulation = simulate(SchedulerConfig(policy=policy), [device], trace)
     return summarize(records_of(simulation)), simulation.stats.mean_rows_per_tick

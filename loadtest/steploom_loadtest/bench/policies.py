@@ -14,13 +14,12 @@ from steploom_loadtest.bench.settings import model_tables
 from steploom_loadtest.open_loop import run_closed_loop, run_open_loop
 from steploom_loadtest.report import LoadReport, summarize, table
 from steploom_loadtest.stack import Stack, running
-from steploom_loadtest.traces import FREE_AND_PRO, Arrival, RequestClass, poisson
+from steploom_loadtest.traces import MIXES, Arrival, RequestClass, patient, poisson
 
 NAME = "policies"
 MAX_SHARE = 1 / 3  # of the p95 latency of few steps under `request`
 MIN_THROUGHPUT = 0.98  # of that under `request`: of one trace, but for its last requests
 
-FEW, MANY = FREE_AND_PRO
 _CALLERS = 24  # that keep the engine busy while capacity is measured
 _WINDOWS = 4  # in which capacity is measured
 _WARM_S = 4.0  # until the mix of jobs in the slots is that of the requests
@@ -28,11 +27,12 @@ _WARM_S = 4.0  # until the mix of jobs in the slots is that of the requests
 
 def run(options: Options) -> Outcome:
     """Finds the capacity, then runs one trace under both policies."""
+    mix = MIXES[options.mix]
     with _stack(options, "step") as stack:
         options.say(f"{NAME}: capacity of the 9:1 mix, {options.seconds / 2 + _WARM_S:.0f} s")
-        capacity = _capacity(stack, options.seconds / 2)
+        capacity = _capacity(stack, mix, options.seconds / 2)
         rate = options.load * capacity
-        trace = poisson(FREE_AND_PRO, rate, options.seconds, options.seed)
+        trace = poisson(mix, rate, options.seconds, options.seed)
         options.say(
             f"{NAME}: {capacity:.2f} requests/s; {len(trace)} requests at {options.load:.0%} of it, policy step"
         )
@@ -47,12 +47,12 @@ def _stack(options: Options, policy: str) -> Any:
     return running(options.directory / policy, model_tables(options, policy=policy), ready_s=180.0)
 
 
-def _capacity(stack: Stack, seconds: float) -> float:
+def _capacity(stack: Stack, mix: Sequence[RequestClass], seconds: float) -> float:
     """Requests of the mix a second when there is always more to do, from the rows that were computed.
 
     The best of some windows: what else runs on the machine for a moment is no limit of the service.
     """
-    kinds = [_patient(FEW)] * FEW.weight + [_patient(MANY)] * MANY.weight
+    kinds = [patient(kind) for kind in mix for _ in range(kind.weight)]
     rows_a_request = sum(kind.steps * kind.rows for kind in kinds) / len(kinds)
 
     async def measure() -> float:
@@ -73,22 +73,19 @@ async def _rows_a_second(stack: Stack, seconds: float) -> float:
     return (after.rows - before.rows) / (ended - began)
 
 
-def _patient(kind: RequestClass) -> Arrival:
-    """With a deadline that nobody is refused for: refused callers would come again at once, and cost more than rows."""
-    return Arrival(0.0, kind.tier, kind.steps, kind.rows, deadline_s=600.0)
-
-
 def _load(stack: Stack, trace: Sequence[Arrival]) -> LoadReport:
     stack.wait_until(lambda status: all(worker.slots_used == 0 for worker in status.workers), 60.0)
     return summarize(asyncio.run(run_open_loop(stack.gateway, trace)))
 
 
 def _outcome(options: Options, capacity: float, count: int, reports: Mapping[str, LoadReport]) -> Outcome:
+    few, many = MIXES[options.mix]
     step, request = reports["step"], reports["request"]
-    share = step.of(FEW.steps).p95_s / max(1e-9, request.of(FEW.steps).p95_s)
+    share = step.of(few.steps).p95_s / max(1e-9, request.of(few.steps).p95_s)
     throughput = step.throughput / max(1e-9, request.throughput)
     figures = {
         "engine": options.engine,
+        "mix": options.mix,
         "capacity_per_s": capacity,
         "requests": count,
         "load": options.load,
@@ -97,20 +94,21 @@ def _outcome(options: Options, capacity: float, count: int, reports: Mapping[str
         **{name: asdict(report) for name, report in reports.items()},
     }
     bars = (
-        Bar(f"p95 of {FEW.steps} steps under step, as a share of that under request:", share, MAX_SHARE),
+        Bar(f"p95 of {few.steps} steps under step, as a share of that under request:", share, MAX_SHARE),
         Bar("throughput under step, as a share of that under request:", throughput, MIN_THROUGHPUT, at_most=False),
     )
-    title = f"9:1 mix of {FEW.steps} and {MANY.steps} steps at {options.load:.0%} of {capacity:.2f} requests/s"
+    steps = " and ".join(f"{kind.steps} steps of {kind.rows}" for kind in (few, many))
+    title = f"9:1 mix of {steps} rows at {options.load:.0%} of {capacity:.2f} requests/s"
     tables = [table(report, f"policy {name}: {title}") for name, report in reports.items()]
-    return Outcome(NAME, figures, [*tables, _comparison(reports)], bars)
+    return Outcome(NAME, figures, [*tables, _comparison(reports, (few, many))], bars)
 
 
-def _comparison(reports: Mapping[str, LoadReport]) -> Table:
+def _comparison(reports: Mapping[str, LoadReport], kinds: Sequence[RequestClass]) -> Table:
     result = Table(title="step beside request", title_justify="left")
     result.add_column("figure")
     for name in (*reports, "ratio"):
         result.add_column(name, justify="right")
-    for kind in (FEW, MANY):
+    for kind in kinds:
         for field in ("p50_s", "p95_s", "p99_s"):
             figures = [getattr(report.of(kind.steps), field) for report in reports.values()]
             result.add_row(f"{field.removesuffix('_s')} {kind.steps} steps, s", *_with_ratio(*figures))

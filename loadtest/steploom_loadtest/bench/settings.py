@@ -8,13 +8,14 @@ from typing import Any
 from steploom_loadtest.bench.outcome import Options
 
 # About what the embedded model takes on two cores of a CPU; sleeping, so that the rest of the system has them.
-_CPU_LIKE = {
+_CPU_LIKE: dict[str, Any] = {
     "encode_s": 0.010,
     "encode_item_s": 0.008,
     "denoise_s": 0.008,
     "denoise_row_s": 0.007,
     "decode_s": 0.004,
     "decode_item_s": 0.022,
+    "adapters": ["few-step"],
 }
 
 
