@@ -187,6 +187,8 @@ class Trainer:
 
     def _report(self, step: int, loss: Tensor, extras: dict[str, Tensor], speed: float) -> None:
         numbers: dict[str, Any] = {name: float(value.detach()) for name, value in extras.items()}
+        if loss.is_cuda:
+            numbers["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
         self.log.write(
             stage=self.name,
             step=step,

@@ -1,10 +1,13 @@
-"""Writes a tiny InstructPix2Pix directory with random weights, for tests: every config key and the very tensor names of
-the published Stable Diffusion 1.5 checkpoint, at widths that run in milliseconds.
+"""Writes InstructPix2Pix directories with random weights: a tiny one for tests, one of full size for measurements.
+
+Both have every config key and the very tensor names of the published Stable Diffusion 1.5 checkpoint; the tiny one runs
+in milliseconds. `python -m steploom_engine_worker.tiny_model ROOT` writes the one of full size.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,7 +125,6 @@ _TOKENIZER: dict[str, Any] = {
     "do_lower_case": True,
     "eos_token": "<|endoftext|>",
     "errors": "replace",
-    "model_max_length": _TOKENS,
     "pad_token": "<|endoftext|>",
     "tokenizer_class": "CLIPTokenizer",
     "unk_token": "<|endoftext|>",
@@ -132,21 +134,48 @@ _TOKENIZER: dict[str, Any] = {
 _OLD_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
+FULL_SIZE: dict[str, dict[str, Any]] = {
+    "unet": {"block_out_channels": [320, 640, 1280, 1280], "cross_attention_dim": 768, "sample_size": 64},
+    "vae": {"block_out_channels": [128, 256, 512, 512], "sample_size": 512},
+    "text": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 77,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "projection_dim": 768,
+        "vocab_size": 49408,
+    },
+}
+
+
 def write_tiny_model(
     root: Path, *, seed: int = 0, scheduler: Mapping[str, Any] | None = None, unet: Mapping[str, Any] | None = None
 ) -> Path:
     """Fills `root`; the arguments change keys of scheduler_config.json and of the UNet's config.json."""
+    return _write(root, seed, {**SCHEDULER, **(scheduler or {})}, {**UNET, **(unet or {})}, VAE, TEXT, torch.float32)
+
+
+def write_full_size_model(root: Path, *, seed: int = 0) -> Path:
+    """Fills `root` with the published widths, 512 x 512 pixels, in half precision: 2 GB, for measurements."""
+    unet, vae, text = ({**base, **FULL_SIZE[key]} for base, key in ((UNET, "unet"), (VAE, "vae"), (TEXT, "text")))
+    return _write(root, seed, SCHEDULER, unet, vae, text, torch.float16)
+
+
+def _write(
+    root: Path, seed: int, scheduler: Mapping[str, Any], unet: Mapping[str, Any], vae: Mapping[str, Any],
+    text: Mapping[str, Any], dtype: torch.dtype,
+) -> Path:  # fmt: skip
     torch.manual_seed(seed)
-    unet_config = {**UNET, **(unet or {})}
     _write_json(root / "model_index.json", MODEL_INDEX)
-    _write_json(root / "scheduler" / "scheduler_config.json", {**SCHEDULER, **(scheduler or {})})
-    _write_json(root / "unet" / "config.json", unet_config)
-    _write_json(root / "vae" / "config.json", VAE)
-    _write_json(root / "text_encoder" / "config.json", TEXT)
-    _save(root / "unet" / "diffusion_pytorch_model.safetensors", _lively(UNet2DConditionModel.from_config(unet_config)))
-    _save(root / "vae" / "diffusion_pytorch_model.safetensors", _old_names(AutoencoderKL.from_config(VAE).state_dict()))
-    _save(root / "text_encoder" / "model.safetensors", _published_text(CLIPTextModel(CLIPTextConfig(**TEXT))))
-    _write_tokenizer(root / "tokenizer")
+    _write_json(root / "scheduler" / "scheduler_config.json", scheduler)
+    for part, config in (("unet", unet), ("vae", vae), ("text_encoder", text)):
+        _write_json(root / part / "config.json", config)
+    weights = "diffusion_pytorch_model.safetensors"
+    _save(root / "unet" / weights, _lively(UNet2DConditionModel.from_config(unet)), dtype)
+    _save(root / "vae" / weights, _old_names(AutoencoderKL.from_config(vae).state_dict()), dtype)
+    _save(root / "text_encoder" / "model.safetensors", _published_text(CLIPTextModel(CLIPTextConfig(**text))), dtype)
+    _write_tokenizer(root / "tokenizer", int(text["max_position_embeddings"]))
     return root
 
 
@@ -170,22 +199,28 @@ def _old_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _published_text(encoder: Any) -> dict[str, Tensor]:
     state = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in encoder.state_dict().items()}
-    return {**state, "text_model.embeddings.position_ids": torch.arange(_TOKENS)[None]}
+    positions = torch.arange(encoder.config.max_position_embeddings)[None]
+    return {**state, "text_model.embeddings.position_ids": positions}
 
 
-def _write_tokenizer(folder: Path) -> None:
+def _write_tokenizer(folder: Path, tokens: int) -> None:
     """CLIP's byte vocabulary without merges: every letter is a token."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    _write_json(folder / "tokenizer_config.json", _TOKENIZER)
+    _write_json(folder / "tokenizer_config.json", {**_TOKENIZER, "model_max_length": tokens})
     _write_json(folder / "vocab.json", {piece: index for index, piece in enumerate(pieces)})
     (folder / "merges.txt").write_text("#version: 0.2\n")
 
 
-def _save(file: Path, state: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file, metadata={"format": "pt"})
+def _save(file: Path, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    stored = {name: (tensor.to(dtype) if tensor.is_floating_point() else tensor) for name, tensor in state.items()}
+    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, file, metadata={"format": "pt"})
 
 
 def _write_json(file: Path, value: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(value, indent=2))
+
+
+if __name__ == "__main__":
+    write_full_size_model(Path(sys.argv[1]))
