@@ -198,7 +198,7 @@ class _GuidedTimeEmbedding(nn.Module):
 def _add_rows(whole: Tensor, rows: slice, change: Tensor) -> Tensor:
     if rows == ALL_ROWS:
         return whole + change
-    whole[rows] += change
+    whole[rows].add_(change)  # in place: the view is not copied back as by +=
     return whole
 
 
