@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 import torch
@@ -28,7 +29,9 @@ SHOWN = (
     ("turn the cat into a person", "인간화"),
 )
 SHOWN_CAT = (("put on a cowboy hat", "카우보이 모자를 씌워 줘"), ("put it at the beach", "해변으로 보내 줘"))
+CAPTIONS = (*SHOWN, *SHOWN_CAT)
 TILE, GAP, CAPTION = 192, 18, 58
+SMALL, MARGIN, HEAD = 128, 180, 48  # pixels: a picture, the captions at its left, the titles above
 
 
 def posed(values: Mapping[str, int]) -> Scene:
@@ -105,13 +108,46 @@ def edit_grid(editor: Editor, guidance: Guidance, steps: int, font: Path | None,
 
     ``font`` must hold Hangul; without one the captions are English alone. Half of the edits are asked in Korean.
     """
-    size = editor.model.side
-    shown = (*SHOWN, *SHOWN_CAT)
-    scenes = [portrait()] * (len(SHOWN) - 1) + [cat()] * (1 + len(SHOWN_CAT))
-    before = torch.cat([render(scene, size) for scene in scenes])
-    texts = [pair[i % 2] for i, pair in enumerate(shown)]
+    before, texts = shown_inputs(editor.model.side)
     after = editor.edit(before.to(editor.device), texts, steps, guidance, seed)
-    return _layout([to_image(p) for p in before], [to_image(p) for p in after], shown, font)
+    return _layout([to_image(p) for p in before], [to_image(p) for p in after], CAPTIONS, font)
+
+
+def shown_inputs(size: int) -> tuple[Tensor, list[str]]:
+    """The pictures ``[n, 3, size, size]`` of `CAPTIONS` and what is asked of each, every other one in Korean."""
+    scenes = [portrait() if i < len(SHOWN) - 1 else cat() for i in range(len(CAPTIONS))]
+    return torch.cat([render(scene, size) for scene in scenes]), [pair[i % 2] for i, pair in enumerate(CAPTIONS)]
+
+
+def column_grid(
+    columns: Sequence[tuple[str, Sequence[Image.Image]]], captions: Sequence[tuple[str, str]], font: Path | None
+) -> Image.Image:
+    """Pictures in columns under their titles, each row after its caption: English above Korean.
+
+    ``font`` is as for `edit_grid`. Pictures of more than `SMALL` pixels are made smaller.
+    """
+    height = SMALL + 4
+    sheet = Image.new("RGB", (MARGIN + len(columns) * height, HEAD + len(captions) * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (title, pictures) in enumerate(columns):
+        left = MARGIN + number * height
+        pen.multiline_text(
+            (left + SMALL // 2, HEAD // 2), title, fill="#222222", font=_face(font, 14), anchor="mm", align="center"
+        )
+        for row, picture in enumerate(pictures):
+            sheet.paste(picture.resize((SMALL, SMALL), Image.Resampling.LANCZOS), (left, HEAD + row * height))
+    for row, (english, korean) in enumerate(captions):
+        middle = HEAD + row * height + SMALL // 2
+        pen.multiline_text(
+            (8, middle), "\n".join(wrap(english, 20)[:5]), fill="#222222", font=_face(font, 15), anchor="lm"
+        )
+        if font and korean:
+            pen.text((8, middle + 30), korean, fill="#777777", font=_face(font, 14), anchor="lm")
+    return sheet
+
+
+def _face(font: Path | None, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.truetype(str(font), size) if font else ImageFont.load_default(size)
 
 
 def _layout(
@@ -132,7 +168,7 @@ def _layout(
 
 def _caption(pen: ImageDraw.ImageDraw, x: int, y: int, caption: tuple[str, str], font: Path | None) -> None:
     english, korean = caption
-    face = ImageFont.truetype(str(font), 18) if font else ImageFont.load_default(18)
+    face = _face(font, 18)
     pen.text((x, y), english, fill="#222222", font=face, anchor="ma")
     if font:
         pen.text((x, y + 24), korean, fill="#777777", font=face, anchor="ma")

@@ -138,6 +138,52 @@ def edit(
     run_edit(EditJob(image, instruction, output, _gateway(address, runtime_dir), timeout, options, quiet))
 
 
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path | None, typer.Option(help="Model directory; default: the embedded model.")] = None,
+    judge: Annotated[
+        Path | None, typer.Option(help="Attribute classifier; default: the one beside the embedded model.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="Student by name; default: the model's first adapter.")] = None,
+    full_student: Annotated[Path | None, typer.Option(help="Folder of a student with all weights trained.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Folder of pictures with metadata.jsonl, in place of drawn avatars.")
+    ] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="Some alone, as in teacher-35,student-3; default: all there are.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures for each edit and language; not with --pairs.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("out/eval"),
+    device: Annotated[str | None, typer.Option(help="cuda or cpu; default: cuda where there is one.")] = None,
+    font: Annotated[Path | None, typer.Option(help="TrueType font with Hangul, for Korean captions.")] = None,
+    require_bars: Annotated[
+        bool, typer.Option("--require-bars", help="Exit with 1 where the student loses too much.")
+    ] = False,
+) -> None:
+    """Compare a model with its few-step student: quality, edit success, speed on this device.
+
+    Prints a table; writes evaluation.md, evaluation.json and a picture to OUT.
+    """
+    from steploom.eval import EvalOptions, run_eval
+
+    options = EvalOptions(
+        model=model,
+        judge=judge,
+        adapter=adapter,
+        full_student=full_student,
+        pairs=pairs,
+        variants=variants,
+        count=count,
+        seed=seed,
+        out=out,
+        device=device,
+        font=font,
+        require_bars=require_bars,
+    )
+    raise typer.Exit(run_eval(options))
+
+
 @app.command()
 def status(
     address: Address = None,
