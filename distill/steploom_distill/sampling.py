@@ -71,7 +71,8 @@ class Editor:
         """
         before = self.encode(images.to(self.device))
         latents = self._noise(before, seed)
-        conditions = Conditions(torch.cat([before, torch.zeros_like(before[:1])]), self._encode_text([*texts, ""]))
+        pictures = torch.cat([before, torch.zeros_like(before[:1])]).contiguous()  # as the kernels want it
+        conditions = Conditions(pictures, self._encode_text([*texts, ""]))
         table = build_table(self._schedule(student), sampler, steps)
         self._denoise(latents.mul_(table.initial_scale), conditions, table, guidance, student)
         return self.decode(latents / self.model.vae.config.scaling_factor).clamp(0, 1)

@@ -27,6 +27,7 @@ from steploom_engine_worker.sampler import build_table
 from steploom_engine_worker.schedule import Sampler
 from steploom_engine_worker.tiny_model import SCHEDULER, write_tiny_model
 from steploom_engine_worker.torch_engine import load_torch_engine
+from steploom_kernels.gather_rows import gather_rows
 
 CPU = torch.device("cpu")
 SIDE = 64  # pixels of the tiny model
@@ -209,3 +210,16 @@ def test_the_noise_is_as_strong_as_the_table_says(
     )
     one, other = (editor.edit(images, TEXTS, 1, ALL_BRANCHES, seed=seed) for seed in (8, 20))
     assert torch.equal(one, other)
+
+
+def test_the_kernels_get_arrays_in_the_order_of_their_axes(
+    editor: Editor, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU they refuse others; the VAE gives its latents channels last."""
+
+    def checked(*arrays: Tensor) -> tuple[Tensor, Tensor]:
+        assert [array.is_contiguous() for array in arrays] == [True] * 5
+        return gather_rows(*arrays)
+
+    monkeypatch.setattr(sampling, "gather_rows", checked)
+    editor.edit(images, TEXTS, 2, ALL_BRANCHES, seed=3)
