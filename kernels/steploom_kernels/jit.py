@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+__all__ = ["HAS_TRITON", "Variant", "cdiv", "jit", "runs_on_triton", "tl"]
+
 try:
     import triton
     import triton.language as tl
