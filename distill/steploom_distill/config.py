@@ -108,6 +108,7 @@ class StageConfig:
 
     minutes: float
     learning_rate: float
+    low_rank_rate: float = 4.0  # times the learning rate, for a student of low rank: its product moves less a step
     batch: int = 512
     warmup_steps: int = 100
     weight_decay: float = 0.0
@@ -122,6 +123,10 @@ class StageConfig:
     compile: bool = True
     seed: int = 4
     max_steps: int = 0
+
+    def rate(self, rank: int) -> float:
+        """The highest learning rate for a student of this rank; 0: with weights of its own."""
+        return self.learning_rate * (self.low_rank_rate if rank else 1.0)
 
 
 @dataclass(frozen=True)

@@ -215,8 +215,8 @@ def run_stage(
     learner = build_learner(base, config.student, paths.init)
     budget = Budget(settings.minutes * 60, settings.max_steps)
     trainer = Trainer(
-        name, learner.trained, paths.out, budget, settings.learning_rate, settings.warmup_steps, settings.ema_decay,
-        settings.weight_decay,
+        name, learner.trained, paths.out, budget, settings.rate(learner.rank), settings.warmup_steps,
+        settings.ema_decay, settings.weight_decay,
     )  # fmt: skip
     trainer.resume()
     compiles = settings.compile and device.type == "cuda"
