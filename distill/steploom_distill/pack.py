@@ -101,7 +101,9 @@ def install_adapter(model: Path, student: Path, name: str) -> None:
     files = read_adapter(student, weights_sha256(model))
     if (student / UNET).exists():
         raise ModelError(student / UNET, "holds weights of its own: only a student of low rank can share a batch")
-    manifest = dict(read_manifest(model)) if (model / FILE).exists() else {"format": 1}
+    manifest: dict[str, object] = {"format": 1}
+    if (model / FILE).exists():
+        manifest |= read_manifest(model)
     adapters = manifest.get("adapters", [])
     assert isinstance(adapters, list)
     manifest["adapters"] = [*(item for item in adapters if item != name), name]
