@@ -52,6 +52,7 @@ class Column:
     """A figure of a table."""
 
     title: str
+    short: str  # for 80 characters a line
     value: Callable[[Result], float | None]
     form: str = "{:.2f}"
 
@@ -69,18 +70,18 @@ def _mean(measure: str, scale: float = 1.0) -> Callable[[Result], float | None]:
 
 
 COLUMNS = (
-    Column("UNet rows", lambda result: result.variant.rows_per_image, "{:d}"),
-    Column("images/s", lambda result: result.images_per_s),
-    Column("one alone, ms", lambda result: 1000 * result.alone_s, "{:.0f}"),
-    Column("extra MB", lambda result: result.variant.extra_bytes / 1e6, "{:.1f}"),
-    Column("PSNR to truth, dB", _mean("psnr_truth")),
-    Column("PSNR to teacher, dB", _mean("psnr_teacher")),
-    Column("L2 to truth", _mean("l2_truth"), "{:.4f}"),
-    Column("L2 to teacher", _mean("l2_teacher"), "{:.4f}"),
-    Column("perceptual to truth", _mean("perceptual_truth"), "{:.4f}"),
-    Column("perceptual to teacher", _mean("perceptual_teacher"), "{:.4f}"),
-    Column("success, %", _mean("success", 100), "{:.1f}"),
-    Column("others kept, %", _mean("kept", 100), "{:.1f}"),
+    Column("UNet rows", "UNet\nrows", lambda result: result.variant.rows_per_image, "{:d}"),
+    Column("images/s", "img/s", lambda result: result.images_per_s),
+    Column("one alone, ms", "alone\nms", lambda result: 1000 * result.alone_s, "{:.0f}"),
+    Column("extra MB", "+MB", lambda result: result.variant.extra_bytes / 1e6, "{:.1f}"),
+    Column("PSNR to truth, dB", "PSNR\ntruth", _mean("psnr_truth")),
+    Column("PSNR to teacher, dB", "PSNR\nteacher", _mean("psnr_teacher")),
+    Column("L2 to truth", "L2\ntruth", _mean("l2_truth"), "{:.4f}"),
+    Column("L2 to teacher", "L2\nteacher", _mean("l2_teacher"), "{:.4f}"),
+    Column("perceptual to truth", "percep\ntruth", _mean("perceptual_truth"), "{:.4f}"),
+    Column("perceptual to teacher", "percep\nteacher", _mean("perceptual_teacher"), "{:.4f}"),
+    Column("success, %", "success\n%", _mean("success", 100), "{:.1f}"),
+    Column("others kept, %", "kept\n%", _mean("kept", 100), "{:.1f}"),
 )
 _ONLY_WITHOUT_JUDGE = ("L2 to truth", "L2 to teacher")  # they say what PSNR says
 
@@ -105,13 +106,13 @@ def _lost(found: dict[str, Result], measure: str) -> float:
     return teacher - student
 
 
-def main_table(results: Sequence[Result]) -> Table:
-    """A row for each variant; columns that no variant fills are left out."""
+def main_table(results: Sequence[Result], is_short: bool = False) -> Table:
+    """A row for each variant; columns that no variant fills are left out. The short one fits a terminal."""
     with_judge = any(result.mean("success") is not None for result in results)
     columns = [c for c in COLUMNS if not (with_judge and c.title in _ONLY_WITHOUT_JUDGE)]
     columns = [c for c in columns if any(c.cell(result) for result in results)]
-    rows = [[r.variant.plan.title, *(c.cell(r) for c in columns)] for r in results]
-    return ["variant", *(c.title for c in columns)], rows
+    rows = [[r.variant.name if is_short else r.variant.plan.title, *(c.cell(r) for c in columns)] for r in results]
+    return ["variant", *(c.short if is_short else c.title for c in columns)], rows
 
 
 def _language_table(results: Sequence[Result]) -> Table:
@@ -201,6 +202,7 @@ def _variant_json(result: Result) -> dict[str, Any]:
         "source": plan.source.value,
         "steps": plan.steps,
         "sampler": plan.sampler.name.lower(),
+        "is_guided": plan.is_guided,
         "rows_per_image": result.variant.rows_per_image,
         "images_per_s": result.images_per_s,
         "seconds": result.seconds,

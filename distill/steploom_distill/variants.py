@@ -31,6 +31,7 @@ class Plan:
     source: Source
     steps: int
     sampler: Sampler = Sampler.DDIM
+    is_guided: bool = True  # else both scales are 1: a single row a step, as a distilled student has
 
 
 TEACHER, STUDENT = "teacher-35", "student-3"  # those that the others, and the bars, are held against
@@ -38,6 +39,7 @@ PLANS = (
     Plan(TEACHER, "teacher, 35 steps", Source.TEACHER, 35),  # first: the others are compared with its pictures
     Plan("teacher-3", "teacher, 3 steps", Source.TEACHER, 3),
     Plan("teacher-3-dpmpp", "teacher, 3 steps, DPM-Solver++", Source.TEACHER, 3, Sampler.DPMPP_2M),
+    Plan("teacher-3-plain", "teacher, 3 steps, no guidance", Source.TEACHER, 3, is_guided=False),
     Plan(STUDENT, "student, 3 steps", Source.STUDENT, 3),
     Plan("student-2", "student, 2 steps", Source.STUDENT, 2),
     Plan("student-1", "student, 1 step", Source.STUDENT, 1),
@@ -108,7 +110,8 @@ def choose_variants(
             continue
         problem = _problem(plan, students, guidance)
         if not problem:
-            variants.append(Variant(plan, guidance, students.get(plan.source)))
+            scales = guidance if plan.is_guided else Guidance(1.0, 1.0)
+            variants.append(Variant(plan, scales, students.get(plan.source)))
         elif names is not None:
             raise VariantError(f"variant {plan.name}: {problem}")
         elif plan.source is not Source.FULL or Source.FULL in students:

@@ -83,7 +83,7 @@ def run_eval(options: EvalOptions) -> ExitCode:
     found = bars(results)
     for bar in found:
         console.print(str(bar))
-    with _usage_errors():
+    with _usage_errors(), console.status("drawing the picture"):
         _write(task, results, options)
     console.print(f"written: {options.out / NAME}.md, .json and .png")
     return ExitCode.FAILED if options.require_bars and not all(bar.is_met for bar in found) else ExitCode.OK
@@ -226,10 +226,10 @@ def _compare(task: _Task, seed: int) -> list[Result]:
 
 
 def _rich_table(results: Sequence[Result]) -> Table:
-    headings, rows = main_table(results)
-    table = Table(box=None, pad_edge=False)
+    headings, rows = main_table(results, is_short=True)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left")
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table

@@ -102,13 +102,13 @@ def test_psnr_and_l2_are_what_they_are_defined_to_be() -> None:
 
 def test_without_names_all_that_can_be_sampled_is_chosen(student: Student) -> None:
     variants, notes = choose_variants(None, {}, GUIDANCE)
-    assert [variant.name for variant in variants] == ["teacher-35", "teacher-3", "teacher-3-dpmpp"]
+    assert [variant.name for variant in variants] == ["teacher-35", "teacher-3", "teacher-3-dpmpp", "teacher-3-plain"]
     assert notes == ["left out student-3, student-2, student-1: the model has no adapter"]
 
     variants, notes = choose_variants(None, {Source.STUDENT: student, Source.FULL: student}, GUIDANCE)
-    assert [variant.name for variant in variants][3:] == ["student-2", "student-1"]
+    assert [variant.name for variant in variants][4:] == ["student-2", "student-1"]
     assert notes == ["left out student-3, full-3: steps is 3, must be 1 to 2 with adapter few"]
-    assert [variant.rows_per_image for variant in variants] == [105, 9, 9, 2, 1]
+    assert [variant.rows_per_image for variant in variants] == [105, 9, 9, 3, 2, 1]
 
 
 def test_rows_are_counted_without_branches_of_no_weight(student: Student) -> None:
@@ -242,6 +242,8 @@ def test_the_report_holds_every_edit_language_and_figure(student: Student) -> No
     assert cells["success, %"] == "50.0"
     assert dict(zip(headings, rows[0], strict=True))["PSNR to teacher, dB"] == ""
     assert not any("perceptual" in heading or "L2" in heading for heading in headings)
+
+    assert main_table([TEACHER, two], is_short=True)[1][1] == ["student-2", *rows[1][1:]]
 
     text = markdown(SETTING, [TEACHER, two])
     assert "Left out student-1: for a reason." in text
