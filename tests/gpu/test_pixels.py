@@ -67,8 +67,8 @@ def test_numbers_become_the_references_bytes(
     image = numbers_around_all_bytes(dtype, height, width).to(device).contiguous(memory_format=layout)
     out = torch.full((2, height, width, 3), POISON, dtype=torch.uint8, device=device)
     assert pixels_out_triton(image, out) is out
-    # from float32 a half may be rounded to either side where product and sum are one instruction
-    slack = 1 if dtype == torch.float32 else 0
+    # from float32 a half may be rounded to either side where product and sum are one instruction, as on a GPU
+    slack = 1 if dtype == torch.float32 and device.type == "cuda" else 0
     torch.testing.assert_close(out.int(), pixels_out_reference(image).int(), rtol=0, atol=slack)
     assert torch.equal(pixels_out_triton(image), out)
 
