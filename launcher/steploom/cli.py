@@ -152,6 +152,12 @@ def evaluate(
     variants: Annotated[
         str | None, typer.Option(help="Some alone, as in teacher-35,student-3; default: all there are.")
     ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=1, max=30, help="Pull towards the instruction; default: the model's.")
+    ] = None,
+    image_guidance_scale: Annotated[
+        float | None, typer.Option(min=1, max=10, help="Pull towards the picture; default: the model's.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures for each edit and language; not with --pairs.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("out/eval"),
@@ -174,6 +180,8 @@ def evaluate(
         full_student=full_student,
         pairs=pairs,
         variants=variants,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
         count=count,
         seed=seed,
         out=out,

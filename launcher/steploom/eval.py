@@ -55,6 +55,8 @@ class EvalOptions:
     full_student: Path | None  # none
     pairs: Path | None  # rendered avatars
     variants: str | None  # all that can be sampled
+    guidance_scale: float | None  # the model's default
+    image_guidance_scale: float | None  # the model's default
     count: int  # pictures for each edit and language
     seed: int  # of the noise
     out: Path  # folder
@@ -115,7 +117,11 @@ def _prepare(options: EvalOptions) -> _Task:
     _check_options(options)
     editor = Editor.load(root, device)
     students = _students(root, editor, options)
-    guidance = Guidance(editor.model.defaults.guidance_scale, editor.model.defaults.image_guidance_scale)
+    defaults = editor.model.defaults
+    guidance = Guidance(
+        options.guidance_scale or defaults.guidance_scale,
+        options.image_guidance_scale or defaults.image_guidance_scale,
+    )
     names = options.variants.split(",") if options.variants else None
     variants, notes = choose_variants(names, students, guidance)
     _check_bars(options, variants)

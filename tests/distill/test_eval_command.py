@@ -159,6 +159,13 @@ def test_an_adapter_is_not_asked_for_more_steps_than_it_knows(run: Run, model: P
     assert "student-3: steps is 3, must be 1 to 2 with adapter fewer" in refused.stderr
 
 
+def test_guidance_may_be_another_than_the_model_s(run: Run, model: Path) -> None:
+    scales = ("--guidance-scale", "3", "--image-guidance-scale", "1")
+    report = run("--model", model, "--variants", "teacher-3", *scales).report
+    assert (report["guidance_scale"], report["image_guidance_scale"]) == (3.0, 1.0)
+    assert report["variants"][0]["rows_per_image"] == 3 * 2  # no row without the picture
+
+
 @pytest.mark.parametrize(("most", "code"), [(100.0, ExitCode.OK), (-100.0, ExitCode.FAILED)])
 def test_required_bars_decide_the_exit_code(
     run: Run, model: Path, monkeypatch: pytest.MonkeyPatch, most: float, code: ExitCode
@@ -219,6 +226,7 @@ def test_a_wrong_line_of_a_folder_is_named(run: Run, model: Path, pictures: Path
         (["--model", "MODEL", "--full-student", "ADAPTER"], "is no full-weights student"),
         (["--model", "MODEL", "--variants", "teacher-7"], "no variant 'teacher-7'; there are: teacher-35"),
         (["--model", "MODEL", "--count", "0"], "--count"),
+        (["--model", "MODEL", "--guidance-scale", "0.5"], "--guidance-scale"),
         (["--model", "MODEL", "--device", "abacus"], "--device is 'abacus'"),
         (["--model", "MODEL", "--out", "FILE"], "--out"),
         (["--model", "MODEL", "--font", "/nonexistent"], "there is no font /nonexistent"),
