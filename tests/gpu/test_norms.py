@@ -1,0 +1,365 @@
+"""Group and layer normalisation as kernels, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_checks import cast_error
+from torch import Tensor
+from torch.nn import functional
+
+from steploom_kernels import group_norm as module
+from steploom_kernels.group_norm import group_norm, group_norm_reference, group_norm_triton
+from steploom_kernels.layer_norm import (
+    MAX_WIDTH,
+    add_layer_norm,
+    add_layer_norm_reference,
+    add_layer_norm_triton,
+    layer_norm,
+    layer_norm_reference,
+    layer_norm_triton,
+)
+
+# Relative and absolute: one rounding of the result, and what the arithmetic in float32 may be off.
+TOLERANCES = {torch.float16: (2.0**-11, 5e-6), torch.bfloat16: (2.0**-8, 5e-6), torch.float32: (2e-6, 5e-6)}
+DTYPES = list(TOLERANCES)
+
+# n, channels, h, w, groups: one launch
+WHOLE = [
+    (2, 64, 8, 8, 16),  # the embedded model; four channels a group, all groups in one program
+    (1, 96, 8, 8, 16),  # six channels a group: lanes left over in a run of 128
+    (2, 60, 5, 7, 3),  # odd sides: pixels are not a power of two; three groups in four padded ones
+    (1, 30, 3, 3, 6),  # few channels, fewer than a cache line
+    (3, 20, 1, 1, 1),  # one pixel, one group: layer normalisation
+    (1, 160, 16, 16, 16),  # several steps of pixels, and groups that a run does not divide
+]
+# the same, two launches
+SPLIT = [
+    (2, 160, 13, 11, 2),  # wide groups: a block of channels is a part of one; the last chunk of pixels is not full
+    (1, 80, 24, 30, 8),  # ten channels a group: they straddle blocks of 64
+    (1, 64, 32, 32, 16),  # the embedded model
+    (2, 90, 23, 29, 3),  # odd sides, thirty channels a group, masked channels in the only block
+]
+SHAPES = [*WHOLE, *SPLIT]
+WIDTHS = [
+    (9, 96),  # the embedded model: three parts of 32
+    (5, 320),  # five parts of 64
+    (2, 1280),  # a row of a part fills a warp
+    (3, 100),  # one part, and lanes left over
+    (1, 1),
+    (2, 5000),  # as many parts as are held, wider than a warp, the last one not full
+]
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Pictures:
+    """Inputs of a group normalisation, with a mean that differs by channel and is far from zero."""
+
+    def __init__(self, shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        n, channels, height, width, self.groups = shape
+        x = random(0, n, channels, height, width) + 2.0 * random(1, 1, channels, 1, 1) + 3.0
+        self.x = x.to(device, dtype).contiguous(memory_format=torch.channels_last)
+        self.weight, self.bias = random(2, channels).to(device, dtype), random(3, channels).to(device, dtype)
+        self.shift = random(4, n, channels).to(device, dtype)
+
+    def run(
+        self, x: Tensor | None = None, *, silu: bool = False, shifted: bool = False, out: Tensor | None = None
+    ) -> Tensor:
+        shift = self.shift if shifted else None
+        x = self.x if x is None else x
+        return group_norm_triton(x, self.weight, self.bias, self.groups, silu=silu, shift=shift, out=out)
+
+    def exact(self, *, silu: bool = False, shifted: bool = False) -> Tensor:
+        shift = self.shift if shifted else None
+        x, weight, bias = self.x.double(), self.weight.double(), self.bias.double()
+        return group_norm_reference(x, weight, bias, self.groups, silu=silu, shift=shift)
+
+
+def assert_close(result: Tensor, exact: Tensor) -> None:
+    relative, absolute = TOLERANCES[result.dtype]
+    relative = max(relative, cast_error(result.dtype, result.device))
+    torch.testing.assert_close(result.double(), exact, rtol=relative, atol=absolute)
+
+
+def test_references_are_torchs() -> None:
+    x, weight, bias = random(0, 2, 12, 3, 5).double(), random(1, 12).double(), random(2, 12).double()
+    shift = random(3, 2, 12).double()
+    torch.testing.assert_close(
+        group_norm_reference(x, weight, bias, 4, eps=1e-3), functional.group_norm(x, 4, weight, bias, 1e-3)
+    )
+    torch.testing.assert_close(
+        group_norm_reference(x, weight, bias, 4, silu=True, shift=shift),
+        functional.silu(functional.group_norm(x + shift[:, :, None, None], 4, weight, bias)),
+    )
+    tokens = x.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(
+        group_norm_reference(tokens, weight, bias, 4),
+        functional.group_norm(x, 4, weight, bias).flatten(2).transpose(1, 2),
+    )
+    torch.testing.assert_close(
+        layer_norm_reference(tokens, weight, bias, eps=1e-3), functional.layer_norm(tokens, (12,), weight, bias, 1e-3)
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forms(shape: tuple[int, int, int, int, int]) -> None:
+    _, channels, height, width, groups = shape
+    plan = module._plan(height * width, channels, groups)
+    assert isinstance(plan, module._Whole) == (shape in WHOLE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_group_norm(shape: tuple[int, int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+    pictures = Pictures(shape, dtype, device)
+    out = torch.full_like(pictures.x, torch.nan)
+    assert pictures.run(out=out) is out
+    assert_close(out, pictures.exact())
+
+
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("shape", [WHOLE[2], SPLIT[0]], ids=str)
+def test_shift_and_silu(shape: tuple[int, int, int, int, int], silu: bool, device: torch.device) -> None:
+    pictures = Pictures(shape, torch.float16, device)
+    assert_close(pictures.run(silu=silu, shifted=True), pictures.exact(silu=silu, shifted=True))
+    assert_close(pictures.run(silu=silu), pictures.exact(silu=silu))
+
+
+@pytest.mark.parametrize("shape", [WHOLE[2], SPLIT[0]], ids=str)
+def test_tokens_are_pixels(shape: tuple[int, int, int, int, int], device: torch.device) -> None:
+    pictures = Pictures(shape, torch.float16, device)
+    tokens = pictures.x.permute(0, 2, 3, 1).flatten(1, 2)
+    assert tokens.is_contiguous()
+    result = pictures.run(tokens)
+    torch.testing.assert_close(result, pictures.run().permute(0, 2, 3, 1).flatten(1, 2), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [WHOLE[0], SPLIT[0]], ids=str)
+def test_a_picture_is_the_same_in_any_batch_and_in_place(
+    shape: tuple[int, int, int, int, int], device: torch.device
+) -> None:
+    pictures = Pictures(shape, torch.float16, device)
+    together = pictures.run(silu=True)
+    alone = pictures.run(pictures.x[1:].contiguous(memory_format=torch.channels_last), silu=True)
+    assert torch.equal(alone[0], together[1])
+    assert pictures.run(silu=True, out=pictures.x) is pictures.x
+    assert torch.equal(pictures.x, together)
+
+
+@pytest.mark.parametrize("shape", [WHOLE[2], SPLIT[0]], ids=str)
+def test_a_mean_far_from_zero(shape: tuple[int, int, int, int, int], device: torch.device) -> None:
+    """A sum of squares would have lost every digit of the variance: 1 beside 4096 squared is 24 bits down."""
+    pictures = Pictures(shape, torch.float32, device)
+    pictures.x += 4096.0
+    # the values themselves are known to 2**-12 only, so the exact result is that of the rounded values
+    torch.testing.assert_close(pictures.run().double(), pictures.exact(), rtol=0, atol=3e-3)
+
+
+@pytest.mark.parametrize("shape", [WHOLE[2], SPLIT[0]], ids=str)
+def test_a_first_pixel_out_of_line(shape: tuple[int, int, int, int, int], device: torch.device) -> None:
+    """What deviations are summed from."""
+    pictures = Pictures(shape, torch.float32, device)
+    pictures.x[:, :, 0, 0] = 1e4
+    torch.testing.assert_close(pictures.run().double(), pictures.exact(), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [WHOLE[2], SPLIT[0]], ids=str)
+def test_what_is_not_a_number_stays_in_its_group(shape: tuple[int, int, int, int, int], device: torch.device) -> None:
+    pictures = Pictures(shape, torch.float16, device)
+    clean = pictures.run()
+    pictures.x[1, -1, 2, 3] = torch.nan
+    result = pictures.run()
+    a_group = pictures.x.shape[1] // pictures.groups
+    assert result[1, -a_group:].isnan().all()
+    assert torch.equal(result[0], clean[0])
+    assert torch.equal(result[1, :-a_group], clean[1, :-a_group])
+
+
+def test_a_constant_picture_is_the_bias(device: torch.device) -> None:
+    pictures = Pictures(SPLIT[0], torch.float16, device)
+    pictures.x.fill_(7.0)
+    torch.testing.assert_close(pictures.run()[0, :, 3, 4], pictures.bias, rtol=0, atol=0)
+
+
+def test_more_pixels_than_chunks_are_kept(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large picture the chunks grow, and one program of the first launch goes round its loop more than once."""
+    monkeypatch.setattr(module, "_MAX_CHUNKS", 1)
+    pictures = Pictures(SPLIT[0], torch.float16, device)
+    plan = module._plan(13 * 11, 160, 2)
+    assert isinstance(plan, module._Split)
+    assert plan.chunk > plan.step * plan.steps
+    assert_close(pictures.run(), pictures.exact())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 16, 32])
+def test_runs_cover_whole_groups_and_are_aligned(groups: int) -> None:
+    for channels in range(32, 2561, 32):
+        run, a_group = module._run(channels, groups, 256), channels // groups
+        assert run.groups * a_group <= run.width == module._power_of_two(run.width)
+        if any(count * a_group % 8 == 0 for count in range(1, 256 // a_group + 1)):
+            assert run.groups == groups or run.groups * a_group % 8 == 0  # 16 bytes in half precision
+
+
+@pytest.mark.parametrize("channels", [320, 640, 960, 1280, 1920, 2560])
+def test_few_lanes_are_idle_in_stable_diffusion(channels: int) -> None:
+    run = module._run(channels, 32, 256)
+    assert channels / (-(-32 // run.groups) * run.width) > 0.83
+
+
+@pytest.mark.parametrize("channels", [320, 640, 960, 1280, 1920, 2560, 90])
+def test_a_block_of_channels_knows_how_many_groups_it_touches(channels: int) -> None:
+    groups, block = 3 if channels == 90 else 32, module._channel_block(channels)
+    of = [channel * groups // channels for channel in range(channels)]
+    most = max(len(set(of[start : start + block])) for start in range(0, channels, block))
+    assert module._touched(channels, groups, block) == module._power_of_two(most)
+
+
+def test_what_group_norm_refuses(device: torch.device) -> None:
+    pictures = Pictures(WHOLE[0], torch.float16, device)
+    x, weight, bias, shift = pictures.x, pictures.weight, pictures.bias, pictures.shift
+    with pytest.raises(ValueError, match=r"^x must be channels last"):
+        group_norm_triton(x.contiguous(), weight, bias, 16)
+    with pytest.raises(ValueError, match=r"^x must be contiguous"):
+        group_norm_triton(x.flatten(2), weight, bias, 16)
+    with pytest.raises(ValueError, match=r"^x is torch\.float64"):
+        group_norm_triton(x.double(), weight, bias, 16)
+    with pytest.raises(ValueError, match=r"^groups is 5"):
+        group_norm_triton(x, weight, bias, 5)
+    with pytest.raises(ValueError, match=r"^groups is 0"):
+        group_norm_triton(x, weight, bias, 0)
+    with pytest.raises(ValueError, match=r"^weight is \[63\]"):
+        group_norm_triton(x, weight[1:], bias, 16)
+    with pytest.raises(ValueError, match=r"^bias must be contiguous"):
+        group_norm_triton(x, weight, bias.repeat(2)[::2], 16)
+    with pytest.raises(ValueError, match=r"^shift is \[1, 64\]"):
+        group_norm_triton(x, weight, bias, 16, shift=shift[:1])
+    with pytest.raises(ValueError, match=r"^out must be laid out as x"):
+        group_norm_triton(x, weight, bias, 16, out=x.contiguous())
+
+
+def test_no_pictures(device: torch.device) -> None:
+    pictures = Pictures(WHOLE[0], torch.float16, device)
+    assert pictures.run(pictures.x[:0]).shape == (0, 64, 8, 8)
+    assert layer_norm_triton(torch.empty(0, 8, device=device), *torch.ones(2, 8, device=device)).shape == (0, 8)
+
+
+def test_group_norm_of_a_cpu_tensor() -> None:
+    pictures = Pictures(WHOLE[0], torch.bfloat16, torch.device("cpu"))
+    arguments = pictures.x, pictures.weight, pictures.bias, 16
+    out = torch.full_like(pictures.x, torch.nan)
+    assert group_norm(*arguments, eps=1e-3, silu=True, shift=pictures.shift, out=out) is out
+    assert torch.equal(out, group_norm_reference(*arguments, eps=1e-3, silu=True, shift=pictures.shift))
+    assert torch.equal(group_norm(*arguments), group_norm_reference(*arguments))
+
+
+class Rows:
+    """Inputs of a layer normalisation; each row has a mean of its own, far from zero."""
+
+    def __init__(self, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.x = (random(0, rows, width) + 5.0 * random(1, rows, 1) + 3.0).to(device, dtype)
+        self.residual = (2.0 * random(2, rows, width)).to(device, dtype)
+        self.weight, self.bias = random(3, width).to(device, dtype), random(4, width).to(device, dtype)
+
+    def exact(self, x: Tensor) -> Tensor:
+        return layer_norm_reference(x.double(), self.weight.double(), self.bias.double())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), WIDTHS)
+def test_layer_norm(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    given = Rows(rows, width, dtype, device)
+    out = torch.full_like(given.x, torch.nan)
+    assert layer_norm_triton(given.x, given.weight, given.bias, out=out) is out
+    assert_close(out, given.exact(given.x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), WIDTHS)
+def test_add_layer_norm(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    given = Rows(rows, width, dtype, device)
+    out = torch.full_like(given.x, torch.nan), torch.full_like(given.x, torch.nan)
+    total, normed = add_layer_norm_triton(given.x, given.residual, given.weight, given.bias, out=out)
+    assert (total is out[0], normed is out[1]) == (True, True)
+    rounding = cast_error(dtype, device)
+    torch.testing.assert_close(total, given.x + given.residual, rtol=rounding, atol=0)
+    assert_close(normed, given.exact(total))
+
+
+def test_layer_norm_in_place_over_any_axes(device: torch.device) -> None:
+    given = Rows(12, 40, torch.float16, device)
+    apart = layer_norm_triton(given.x, given.weight, given.bias)
+    x = given.x.clone().view(3, 4, 40)
+    assert layer_norm_triton(x, given.weight, given.bias, out=x) is x
+    assert torch.equal(x.view(12, 40), apart)
+    residual = given.residual.clone()
+    expected = add_layer_norm_triton(given.x, residual, given.weight, given.bias)
+    total, normed = add_layer_norm_triton(
+        given.x, residual, given.weight, given.bias, out=(residual, torch.empty_like(residual))
+    )
+    assert torch.equal(total, expected[0])
+    assert torch.equal(normed, expected[1])
+
+
+def test_a_row_is_the_same_in_any_batch(device: torch.device) -> None:
+    given = Rows(37, 320, torch.float16, device)
+    together = layer_norm_triton(given.x, given.weight, given.bias)
+    alone = layer_norm_triton(given.x[36:], given.weight, given.bias)
+    assert torch.equal(alone, together[36:])
+
+
+def test_a_row_with_a_mean_far_from_zero(device: torch.device) -> None:
+    given = Rows(3, 320, torch.float32, device)
+    given.x += 4096.0
+    result = layer_norm_triton(given.x, given.weight, given.bias)
+    torch.testing.assert_close(result.double(), given.exact(given.x), rtol=0, atol=3e-3)
+
+
+def test_eps_is_added(device: torch.device) -> None:
+    """To the variance: that of +1 and -1 is 1, and of 3 more a half is left."""
+    x = torch.tensor([[1.0, -1.0] * 8], device=device)
+    one, zero = torch.ones(16, device=device), torch.zeros(16, device=device)
+    torch.testing.assert_close(layer_norm_triton(x, one, zero, eps=3.0), x / 2)
+    picture = x.view(1, 16, 1, 1).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(group_norm_triton(picture, one, zero, 1, eps=3.0), picture / 2)
+    large = picture.expand(1, 16, 32, 32).contiguous(memory_format=torch.channels_last)
+    assert isinstance(module._plan(1024, 16, 1), module._Split)
+    torch.testing.assert_close(group_norm_triton(large, one, zero, 1, eps=3.0), large / 2)
+
+
+def test_what_layer_norm_refuses(device: torch.device) -> None:
+    given = Rows(4, 6, torch.float16, device)
+    x, weight, bias = given.x, given.weight, given.bias
+    with pytest.raises(ValueError, match=r"^x must be contiguous"):
+        layer_norm_triton(x[:, ::2], weight[:3], bias[:3])
+    with pytest.raises(ValueError, match=r"^x is torch\.float64"):
+        layer_norm_triton(x.double(), weight, bias)
+    with pytest.raises(ValueError, match=f"must be 1 to {MAX_WIDTH}"):
+        layer_norm_triton(x.new_empty(1, MAX_WIDTH + 1), weight, bias)
+    with pytest.raises(ValueError, match=r"^weight is \[5\]"):
+        layer_norm_triton(x, weight[1:], bias)
+    with pytest.raises(ValueError, match=r"^bias is \[5\]"):
+        layer_norm_triton(x, weight, bias[1:])
+    with pytest.raises(ValueError, match=r"^residual is \[3, 6\]"):
+        add_layer_norm_triton(x, x[1:], weight, bias)
+    with pytest.raises(ValueError, match=r"^out's sum is torch\.float32"):
+        add_layer_norm_triton(x, x, weight, bias, out=(x.float(), x))
+    with pytest.raises(ValueError, match=r"^out's norm must be laid out as x"):
+        add_layer_norm_triton(x, x, weight, bias, out=(x, x.new_empty(6, 4).t()))
+
+
+def test_layer_norm_of_a_cpu_tensor() -> None:
+    given = Rows(3, 10, torch.bfloat16, torch.device("cpu"))
+    out = torch.full_like(given.x, torch.nan)
+    assert layer_norm(given.x, given.weight, given.bias, eps=1e-3, out=out) is out
+    assert torch.equal(out, layer_norm_reference(given.x, given.weight, given.bias, eps=1e-3))
+    both = torch.full_like(given.x, torch.nan), torch.full_like(given.x, torch.nan)
+    arguments = given.x, given.residual, given.weight, given.bias
+    total, normed = add_layer_norm(*arguments, out=both)
+    assert (total is both[0], normed is both[1]) == (True, True)
+    for result, expected in zip(both, add_layer_norm_reference(*arguments), strict=True):
+        assert torch.equal(result, expected)
+    assert torch.equal(total, given.x + given.residual)
+    assert torch.equal(add_layer_norm(*arguments)[1], normed)
