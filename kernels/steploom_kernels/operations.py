@@ -8,6 +8,12 @@ from importlib import import_module
 from steploom_kernels.jit import Variant
 
 MODULES = (
+    "group_norm",
+    "layer_norm",
+    "geglu",
+    "gelu",
+    "silu",
+    "cast",
     "gated_lora",
     "gather_rows",
     "guidance_step",

@@ -1,0 +1,1 @@
+"""How fast the kernels are: against the machine's memory, against eager torch and against torch.compile."""

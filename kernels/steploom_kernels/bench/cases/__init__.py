@@ -1,0 +1,11 @@
+"""What is measured, a module for each family of operations."""
+
+from __future__ import annotations
+
+from steploom_kernels.bench.case import Case
+from steploom_kernels.bench.cases import activations, adapters, engine, norms
+
+
+def all_cases() -> list[Case]:
+    """Every case of every family."""
+    return [case for family in (norms, activations, adapters, engine) for case in family.cases()]

@@ -1,0 +1,152 @@
+"""Normalisations at the UNets' shapes: before every convolution of a resnet, and every layer of a transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from steploom_kernels.bench import rivals
+from steploom_kernels.bench.case import TOLERANCES, Case
+from steploom_kernels.bench.shapes import Place, normal, picture, places, scale_and_offset
+from steploom_kernels.group_norm import group_norm, group_norm_reference
+from steploom_kernels.layer_norm import add_layer_norm, add_layer_norm_reference, layer_norm, layer_norm_reference
+
+_RESNET_EPS, _TRANSFORMER_EPS, _LAYER_EPS = 1e-5, 1e-6, 1e-5
+_VALUE = 2  # bytes, of half precision
+
+
+def cases() -> Iterator[Case]:
+    """Group norm as resnets and transformers take it, layer norm with and without a residual."""
+    for place in places(joined=True):
+        yield _group_norm(place, "group_norm_silu", _RESNET_EPS, silu=True)
+    for place in places():
+        yield _group_norm_shift(place)
+    for place in places(transformers=True):
+        yield _group_norm(place, "group_norm", _TRANSFORMER_EPS, silu=False)
+        yield _layer_norm(place)
+        yield _add_layer_norm(place)
+
+
+def _group_norm(place: Place, op: str, eps: float, *, silu: bool) -> Case:
+    groups, channels = place.level.groups, place.level.channels
+
+    def make(device: torch.device, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return picture(device, generator, place), *scale_and_offset(device, generator, channels)
+
+    def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        result = functional.group_norm(x, groups, weight, bias, eps)
+        return functional.silu(result) if silu else result
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return group_norm(x, weight, bias, groups, eps=eps, silu=silu)
+
+    def reference(*inputs: Tensor) -> Tensor:
+        x, weight, bias = (each.double() for each in inputs)
+        return group_norm_reference(x, weight, bias, groups, eps=eps, silu=silu)
+
+    return Case(
+        op=op,
+        shape=place.name(),
+        make=make,
+        run=run,
+        eager=eager,
+        reference=reference,
+        num_bytes=_VALUE * (2 * _values(place) + 2 * channels),
+        tolerance=TOLERANCES[torch.float16],
+        rank=place.rank,
+        rivals=rivals.liger_group_norm(groups, eps, silu=silu),
+    )
+
+
+def _group_norm_shift(place: Place) -> Case:
+    """A resnet's second norm: the time embedding is added to every pixel before."""
+    groups, channels = place.level.groups, place.level.channels
+
+    def make(device: torch.device, generator: torch.Generator) -> tuple[Tensor, ...]:
+        x, shift = picture(device, generator, place), normal(device, generator, place.rows, channels)
+        return x, shift, *scale_and_offset(device, generator, channels)
+
+    def eager(x: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        moved = x + shift[:, :, None, None]
+        return functional.silu(functional.group_norm(moved, groups, weight, bias, _RESNET_EPS))
+
+    def run(x: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return group_norm(x, weight, bias, groups, eps=_RESNET_EPS, silu=True, shift=shift)
+
+    def reference(*inputs: Tensor) -> Tensor:
+        x, shift, weight, bias = (each.double() for each in inputs)
+        return group_norm_reference(x, weight, bias, groups, eps=_RESNET_EPS, silu=True, shift=shift)
+
+    return Case(
+        op="group_norm_shift_silu",
+        shape=place.name(),
+        make=make,
+        run=run,
+        eager=eager,
+        reference=reference,
+        num_bytes=_VALUE * (2 * _values(place) + (place.rows + 2) * channels),
+        tolerance=TOLERANCES[torch.float16],
+        rank=place.rank,
+    )
+
+
+def _layer_norm(place: Place) -> Case:
+    width = place.level.channels
+
+    def make(device: torch.device, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return _tokens(device, generator, place), *scale_and_offset(device, generator, width)
+
+    return Case(
+        op="layer_norm",
+        shape=place.name(),
+        make=make,
+        run=partial(layer_norm, eps=_LAYER_EPS),
+        eager=lambda x, weight, bias: functional.layer_norm(x, (width,), weight, bias, _LAYER_EPS),
+        reference=lambda *inputs: layer_norm_reference(*(each.double() for each in inputs), eps=_LAYER_EPS),
+        num_bytes=_VALUE * (2 * _values(place) + 2 * width),
+        tolerance=TOLERANCES[torch.float16],
+        rank=place.rank,
+        rivals=rivals.liger_layer_norm(_LAYER_EPS),
+    )
+
+
+def _add_layer_norm(place: Place) -> Case:
+    width = place.level.channels
+
+    def make(device: torch.device, generator: torch.Generator) -> tuple[Tensor, ...]:
+        pair = (_tokens(device, generator, place) for _ in range(2))
+        return *pair, *scale_and_offset(device, generator, width)
+
+    def eager(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + residual
+        return total, functional.layer_norm(total, (width,), weight, bias, _LAYER_EPS)
+
+    def reference(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> Any:
+        total = x + residual  # as it is stored: rounded
+        zeros = torch.zeros_like(total, dtype=torch.float64)
+        return add_layer_norm_reference(total.double(), zeros, weight.double(), bias.double(), eps=_LAYER_EPS)
+
+    return Case(
+        op="add_layer_norm",
+        shape=place.name(),
+        make=make,
+        run=partial(add_layer_norm, eps=_LAYER_EPS),
+        eager=eager,
+        reference=reference,
+        num_bytes=_VALUE * (4 * _values(place) + 2 * width),
+        tolerance=TOLERANCES[torch.float16],
+        rank=place.rank,
+    )
+
+
+def _tokens(device: torch.device, generator: torch.Generator, place: Place) -> Tensor:
+    return normal(device, generator, place.rows, place.level.tokens, place.level.channels)
+
+
+def _values(place: Place) -> int:
+    return place.rows * place.level.tokens * place.level.channels
