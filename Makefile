@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Code that is linted and type-checked.
 CODE := common gateway batcher engine_worker kernels distill loadtest launcher tests tools
-# Arguments for `make serve`, as in: make serve ARGS="--listen 127.0.0.1:9001"
+# Arguments for `make serve` and `make kernels`, as in: make serve ARGS="--listen 127.0.0.1:9001"
 ARGS ?=
 
 # The root holds folders, as kernels/, that must not be taken for packages of that name.
@@ -19,7 +19,7 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint types protos docs bench serve clean
+.PHONY: help demo test lint types protos docs bench kernels serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -47,6 +47,9 @@ docs: $(INSTALLED) ## regenerate docs/configuration.md from the settings
 
 bench: $(INSTALLED) ## measure latency, throughput and the cost of the control plane
 	@$(BIN)/python -m steploom_loadtest.bench
+
+kernels: $(INSTALLED) ## compile the GPU kernels for every target into out/kernels; needs no GPU
+	@$(BIN)/python -m steploom_kernels.aot --out out/kernels $(ARGS)
 
 serve: $(INSTALLED) ## start the services on this machine until Ctrl-C
 	@$(BIN)/steploom up $(ARGS)
