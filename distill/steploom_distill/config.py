@@ -93,7 +93,7 @@ class StudentConfig:
 
     rank: int = 16  # of its changes to the teacher's weights; 0: weights of its own
     targets: str = ""  # regular expression that the name of an adapted map contains; empty: all
-    max_guidance_scale: float = 4.0  # text; the least is 1
+    max_guidance_scale: float = 4.0  # text; the least is 1, the most never below the default of the model
     max_image_guidance_scale: float = 2.0
     default_share: float = 0.5  # of rows with the model's default scales
 

@@ -88,11 +88,12 @@ class Learner:
 
     def save(self, folder: Path, base: Base, config: StudentConfig, max_steps: int) -> None:
         """Write it as a student's folder, bound to the base's weights."""
+        text, picture = highest_scales(base, config)
         traits = AdapterTraits(
             max_steps=max_steps,
             is_guidance_distilled=True,
-            max_guidance_scale=config.max_guidance_scale,
-            max_image_guidance_scale=config.max_image_guidance_scale,
+            max_guidance_scale=text,
+            max_image_guidance_scale=picture,
         )
         manifest = AdapterManifest(
             base_weights_sha256=weights_sha256(base.root), rank=self.rank, timestep_spacing=SPACING, traits=traits
@@ -150,9 +151,18 @@ def _maybe_compile(network: nn.Module, compiles: bool) -> None:
         network.compile(dynamic=False)
 
 
+def highest_scales(base: Base, config: StudentConfig) -> tuple[float, float]:
+    """The most guidance towards text and picture that the student learns: at least the model's defaults."""
+    defaults = base.model.defaults
+    return (
+        max(config.max_guidance_scale, defaults.guidance_scale),
+        max(config.max_image_guidance_scale, defaults.image_guidance_scale),
+    )
+
+
 def draw_scales(count: int, base: Base, config: StudentConfig) -> Tensor:
     """Guidance scales ``[n, 2]``: the model's defaults in a share of the rows, in the others log-uniform in bounds."""
-    highest = torch.tensor([config.max_guidance_scale, config.max_image_guidance_scale], device=base.device)
+    highest = torch.tensor(highest_scales(base, config), device=base.device)
     defaults = base.model.defaults
     usual = torch.tensor([defaults.guidance_scale, defaults.image_guidance_scale], device=base.device)
     drawn = highest.pow(torch.rand(count, 2, device=base.device))

@@ -17,9 +17,10 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from steploom_common.adapter import NONE
 from steploom_loadtest.pictures import portrait
 from steploom_loadtest.report import CANCELLED, OK, Record
-from steploom_loadtest.traces import NO_ADAPTER, Arrival
+from steploom_loadtest.traces import Arrival
 from steploom_protos.v1 import image_pb2 as pb
 from steploom_protos.v1.image_pb2_grpc import ImageServiceStub
 
@@ -54,7 +55,7 @@ class Payload:
             output_format=self.output_format,
             adapter=arrival.adapter,
         )
-        if arrival.rows == 1 and arrival.adapter == NO_ADAPTER:
+        if arrival.rows == 1 and arrival.adapter == NONE:
             request.guidance_scale = request.image_guidance_scale = 1.0
         return request
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-NO_ADAPTER = "none"  # what a request says that wants the model itself, whatever adapter its tier has
+from steploom_common.adapter import NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Arrival:
     rows: int  # UNet rows of a step
     deadline_s: float  # from arrival to answer
     cancel_after_s: float | None = None  # from arrival; None: the caller waits
-    adapter: str = NO_ADAPTER  # by name; what it costs is in `rows`
+    adapter: str = NONE  # by name; what it costs is in `rows`
 
     @property
     def label(self) -> str:
@@ -38,17 +38,17 @@ class RequestClass:
     deadline_s: float = 60.0
     cancel_share: float = 0.0  # of them are cancelled, at a moment drawn evenly up to `cancel_within_s`
     cancel_within_s: float = 1.0
-    adapter: str = NO_ADAPTER
+    adapter: str = NONE
 
 
 FREE_AND_PRO = (RequestClass("free", 3, 9, deadline_s=20.0), RequestClass("pro", 35, 1, deadline_s=60.0))
 """Nine requests of few steps for each one of many; the model itself draws all of them, three rows a step."""
 
 STUDENT_AND_PRO = (replace(FREE_AND_PRO[0], rows=1, adapter="few-step"), FREE_AND_PRO[1])
-"""The same, with the few steps drawn by the embedded model's distilled adapter, one row a step."""
+"""The same, with the few steps drawn by a distilled adapter of that name, one row a step."""
 
 
-MIXES = {"student": STUDENT_AND_PRO, "plain": FREE_AND_PRO}
+MIXES = {"plain": FREE_AND_PRO, "student": STUDENT_AND_PRO}
 """By the name that command lines take."""
 
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import grpc.aio
 from rich.table import Table
 
+from steploom_common.adapter import NONE
 from steploom_loadtest.bench.outcome import Bar, Options, Outcome
 from steploom_loadtest.bench.settings import model_tables
 from steploom_loadtest.open_loop import default_payload
 from steploom_loadtest.stack import running
-from steploom_loadtest.traces import FREE_AND_PRO, NO_ADAPTER, STUDENT_AND_PRO, RequestClass, patient
+from steploom_loadtest.traces import FREE_AND_PRO, STUDENT_AND_PRO, RequestClass, patient
 from steploom_protos.v1 import image_pb2 as pb
 from steploom_protos.v1.image_pb2_grpc import ImageServiceStub
 
@@ -39,7 +40,7 @@ def run(options: Options) -> Outcome:
     """Medians over some requests, one after the other."""
     with running(options.directory / NAME, model_tables(options), ready_s=180.0) as stack:
         adapters = {item.name for item in stack.status().model.adapters}
-        kinds = {label: kind for label, kind in KINDS.items() if kind.adapter in (NO_ADAPTER, *adapters)}
+        kinds = {label: kind for label, kind in KINDS.items() if kind.adapter in (NONE, *adapters)}
         options.say(f"{NAME}: {', '.join(f'{_REPEATS[kind]} requests of {label}' for label, kind in kinds.items())}")
         figures = {label: _medians(asyncio.run(_one_by_one(stack.gateway, kind))) for label, kind in kinds.items()}
     return Outcome(NAME, {"engine": options.engine, **figures}, [_table(figures)], _bars(options, figures))
