@@ -6,6 +6,7 @@ The one idea: a linear map or convolution W of a row with the gate g computes
 
 with g = 1 for the rows of the adapter and 0 for all others. The rows of an adapter stand together, so a gate is a range
 of rows, and rows outside of it are not touched: they are, bit for bit, what the model without adapters makes of them.
+Where all rows are one adapter's, W + B A may stand ready as one map: such a pass costs what one without adapters does.
 
 An adapter may also take the guidance scales as inputs (arXiv 2210.03142, section 3.1): an embedding of both is added to
 the embedding of the timestep, and the row stands for the whole guided prediction.
@@ -55,6 +56,16 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.up(self.down(x))
         return result
+
+    @torch.no_grad()
+    def merged_into(self, base: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+        """The map with W + B A for its W, in the type and memory layout of W; the bias is shared."""
+        product = self.up.weight.float().flatten(1) @ self.down.weight.float().flatten(1)
+        merged = copy.deepcopy(base, {id(base.weight): base.weight, id(base.bias): base.bias})
+        weight = torch.empty_like(base.weight)
+        weight.copy_(base.weight.float() + product.view_as(base.weight))
+        merged.weight = nn.Parameter(weight, requires_grad=False)
+        return merged
 
 
 class GuidanceEmbedding(nn.Module):
@@ -156,19 +167,26 @@ class RowGates:
 
     segments: list[tuple[int, slice]] = field(default_factory=list)  # adapter and its rows; they do not overlap
     scales: Tensor | None = None  # [rows, 2], text and picture guidance
+    whole: int | None = None  # the adapter of all rows, where its changes are merged into the maps
 
 
 class _GatedModule(nn.Module):
     """A linear map or convolution with the changes of all adapters."""
 
-    def __init__(self, base: nn.Module, low_ranks: Sequence[LowRank | None], gates: RowGates) -> None:
+    def __init__(
+        self, base: nn.Linear | nn.Conv2d, low_ranks: Sequence[LowRank | None], gates: RowGates, is_merged: bool
+    ) -> None:
         super().__init__()
         self.base = base
         self.low_ranks = list(low_ranks)  # by adapter; a plain list: the adapters own them
         self.gates = gates
+        self.merged = [low_rank.merged_into(base) if low_rank else base for low_rank in low_ranks] if is_merged else []
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.base(x)
+        base = self.base if self.gates.whole is None else self.merged[self.gates.whole]
+        result: Tensor = base(x)
+        if self.gates.whole is not None:
+            return result
         for number, rows in self.gates.segments:
             low_rank = self.low_ranks[number]
             if low_rank is not None:
@@ -208,10 +226,13 @@ class AdaptedUNet(nn.Module):
     Args:
         unet: a diffusers UNet2DConditionModel.
         adapters: for it, made or loaded.
+        is_merged: whether passes whose rows are all of one adapter run on maps with its changes merged in. They take
+            the memory of the adapted maps again for each adapter, and what the adapters hold later is not seen.
     """
 
-    def __init__(self, unet: nn.Module, adapters: Sequence[Adapter]) -> None:
+    def __init__(self, unet: nn.Module, adapters: Sequence[Adapter], is_merged: bool = False) -> None:
         super().__init__()
+        self._is_merged = is_merged
         self.gates = RowGates()
         self.adapters = nn.ModuleList(adapters)
         self.unet = _with_shared_weights(unet)
@@ -219,7 +240,7 @@ class AdaptedUNet(nn.Module):
         for name, module in list(linear_maps(self.unet)):
             low_ranks = [by_name.get(name) for by_name in changes]
             if any(low_ranks):
-                _replace(self.unet, name, _GatedModule(module, low_ranks, self.gates))
+                _replace(self.unet, name, _GatedModule(module, low_ranks, self.gates, is_merged))
         embeddings = [adapter.guidance for adapter in adapters]
         if any(embeddings):
             inner = cast(Any, self.unet)
@@ -236,8 +257,16 @@ class AdaptedUNet(nn.Module):
         Returns:
             [rows, out_channels, h, w].
         """
+        self.gates.whole = self._whole(len(sample)) if self._is_merged else None
         prediction: Tensor = self.unet(sample, timesteps, encoder_hidden_states=context, return_dict=False)[0]
         return prediction
+
+    def _whole(self, rows: int) -> int | None:
+        """The adapter that has every row."""
+        if len(self.gates.segments) != 1:
+            return None
+        number, segment = self.gates.segments[0]
+        return number if segment.indices(rows) == (0, rows, 1) else None
 
 
 def linear_maps(unet: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:

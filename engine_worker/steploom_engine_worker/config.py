@@ -37,6 +37,10 @@ class WorkerConfig:
     threads: int = setting(0, "CPU threads of the engine; 0: all cores", at_least=0, at_most=1024)
     slots: int = setting(32, "jobs that the worker holds at once", at_least=1, at_most=4096)
     max_steps: int = setting(100, "denoising steps that a slot's coefficient table holds", at_least=1, at_most=1000)
+    merge_adapters: bool = setting(
+        True,
+        "ticks of one adapter alone cost no more than without one; takes the adapted weights' memory again for each",
+    )
     denoise_buckets: tuple[int, ...] = setting(
         (1, 2, 3, 4, 6, 9, 12, 18, 24), "rows of a denoise tick that are measured", at_least=1, at_most=4096
     )

@@ -44,7 +44,9 @@ def load_torch_engine(config: WorkerConfig) -> TorchEngine:
     torch.set_flush_denormal(True)
     dtype = getattr(torch, config.dtype)
     root = Path(config.model) if config.model else embedded_model()
-    return TorchEngine(load_model(root, dtype), config.slots, config.max_steps, _device(config.device), dtype)
+    return TorchEngine(
+        load_model(root, dtype), config.slots, config.max_steps, _device(config.device), dtype, config.merge_adapters
+    )
 
 
 def _device(name: str) -> torch.device:
@@ -59,7 +61,15 @@ def _device(name: str) -> torch.device:
 class TorchEngine:
     """See `engine.Engine`. Rows are computed exactly as many as the jobs need: a bucket is not padded."""
 
-    def __init__(self, model: Model, num_slots: int, max_steps: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Model,
+        num_slots: int,
+        max_steps: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        merge_adapters: bool = True,
+    ) -> None:
         self._networks = model
         self._num_slots = num_slots
         self._max_steps = min(max_steps, model.schedule.num_train_timesteps)
@@ -76,7 +86,7 @@ class TorchEngine:
         self._adapters = {item.name: number for number, item in enumerate(model.adapters)}
         for item in model.adapters:
             item.network.to(device, memory_format=torch.channels_last)
-        self._unet = AdaptedUNet(model.unet, [item.network for item in model.adapters])
+        self._unet = AdaptedUNet(model.unet, [item.network for item in model.adapters], merge_adapters)
         self._fill_shared()
 
     @torch.inference_mode()

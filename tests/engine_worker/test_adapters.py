@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steploom_common.adapter import AdapterTraits
-from steploom_engine_worker.adapter import ALL_ROWS, AdaptedUNet, Adapter, linear_maps
+from steploom_engine_worker.adapter import ALL_ROWS, AdaptedUNet, Adapter, LowRank, linear_maps
 from steploom_engine_worker.adapter_files import DESCRIPTION, FOLDER, WEIGHTS, AdapterManifest, write_adapter
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Job, Stage
@@ -142,6 +142,48 @@ def test_an_adapter_adds_its_low_rank_product_to_each_map(root: Path) -> None:
     with torch.inference_mode():
         expected = changed(sample, times, encoder_hidden_states=text, return_dict=False)[0]
         torch.testing.assert_close(network(sample, times, text), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_merged_maps_give_what_low_ranks_give(root: Path, number: int) -> None:
+    model = load_model(root)
+    adapters = [item.network for item in model.adapters]
+    apart, merged = AdaptedUNet(model.unet, adapters), AdaptedUNet(model.unet, adapters, is_merged=True)
+    sample, times, text = torch.randn(2, 8, 8, 8), torch.tensor([999.0, 3]), torch.randn(2, 16, 32)
+    results = []
+    for network in (apart, merged):
+        network.gates.segments, network.gates.scales = [(number, slice(0, 2))], torch.full((2, 2), 1.5)
+        with torch.inference_mode():
+            results.append(network(sample, times, text))
+    torch.testing.assert_close(*results, rtol=0, atol=TOLERANCE)
+
+
+def test_low_ranks_are_computed_only_where_rows_differ(
+    engine: TorchEngine, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def spy(change: LowRank, x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        result: torch.Tensor = change.up(change.down(x))
+        return result
+
+    monkeypatch.setattr(LowRank, "forward", spy)
+    run(engine, [make_job(adapter="few-step", steps=1), make_job(adapter="few-step", steps=1)])
+    assert not calls
+    run(engine, [make_job(adapter="few-step", steps=1), make_job(adapter="style", steps=1)])
+    assert set(calls) == {1, 3}
+
+
+def test_merging_leaves_the_model_as_it_was_and_can_be_left_out(root: Path) -> None:
+    model = load_model(root)
+    before = {name: tensor.clone() for name, tensor in model.unet.state_dict().items()}
+    AdaptedUNet(model.unet, [item.network for item in model.adapters], is_merged=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.unet.state_dict().items())
+    engine = load_torch_engine(WorkerConfig(model=str(root), slots=1, threads=1, merge_adapters=False))
+    engine._unet.gates.segments = [(0, slice(0, 1))]
+    assert engine._unet._whole(1) == 0
+    assert not any(getattr(module, "merged", []) for module in engine._unet.modules())
 
 
 def test_a_fresh_adapter_changes_nothing(root: Path) -> None:
