@@ -30,6 +30,7 @@ from steploom_kernels.checks import (
     require_channels_last,
     require_contiguous,
     require_dtype,
+    require_shape,
 )
 from steploom_kernels.elementwise import output_like
 from steploom_kernels.jit import Variant, cdiv, jit, runs_on_triton, tl
@@ -59,7 +60,8 @@ def group_norm(
         groups: into how many the channels are cut.
         eps: added to the variance.
         silu: apply SiLU to the result.
-        shift: [n, c], contiguous, added to every pixel of x before anything else; None for nothing.
+        shift: [n, c], added to every pixel of x before anything else, and not rounded; None for nothing. Its rows may
+            be any number of values apart: the same one again (0, as `expand` makes them), or parts of longer rows.
         out: like x; may be x itself. None for a new tensor.
 
     Raises:
@@ -142,7 +144,10 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, shift: Tensor |
     require_array("weight", weight, NETWORK_TYPES, channels)
     require_array("bias", bias, NETWORK_TYPES, channels)
     if shift is not None:
-        require_array("shift", shift, NETWORK_TYPES, rows, channels)
+        require_shape("shift", shift, rows, channels)
+        require_dtype("shift", shift, *NETWORK_TYPES)
+        if channels > 1 and shift.stride(1) != 1:
+            raise ValueError(f"shift must hold a row's values side by side, its strides are {shift.stride()}")
     return _Shape(rows, pixels, channels, groups)
 
 
@@ -276,7 +281,7 @@ def _launch_whole(
     silu: bool,
 ) -> None:
     _whole_kernel[(cdiv(shape.groups, plan.run.groups), shape.rows)](
-        out, x, weight, bias, shift, shape.pixels, eps, num_warps=_NUM_WARPS,
+        out, x, weight, bias, shift, _row_stride(shift), shape.pixels, eps, num_warps=_NUM_WARPS,
         **_whole_constants(plan, shape.channels, shape.groups, silu, shift is not None),
     )  # fmt: skip
 
@@ -296,12 +301,17 @@ def _launch_split(
     chunks, shifted = cdiv(pixels, plan.chunk), shift is not None
     moments = torch.empty(2, rows, groups, chunks, dtype=torch.float32, device=x.device)
     _moments_kernel[(cdiv(groups, plan.run.groups), chunks, rows)](
-        moments, x, shift, rows, pixels, num_warps=_NUM_WARPS, **_moments_constants(plan, channels, groups, shifted)
-    )
+        moments, x, shift, _row_stride(shift), rows, pixels, num_warps=_NUM_WARPS,
+        **_moments_constants(plan, channels, groups, shifted),
+    )  # fmt: skip
     _apply_kernel[(cdiv(channels, plan.channels), cdiv(pixels, plan.pixels), rows)](
-        out, x, weight, bias, shift, moments, rows, pixels, eps, num_warps=_NUM_WARPS,
+        out, x, weight, bias, shift, moments, _row_stride(shift), rows, pixels, eps, num_warps=_NUM_WARPS,
         **_apply_constants(plan, channels, groups, silu, shifted),
     )  # fmt: skip
+
+
+def _row_stride(shift: Tensor | None) -> int:
+    return 0 if shift is None else shift.stride(0)
 
 
 def _whole_constants(plan: _Whole, channels: int, groups: int, silu: bool, shifted: bool) -> dict[str, int]:
@@ -355,6 +365,7 @@ def _whole_kernel(
     weight: tl.tensor,
     bias: tl.tensor,
     shift: tl.tensor,
+    shift_row: tl.tensor,
     pixels: tl.tensor,
     eps: tl.tensor,
     channels: tl.constexpr,
@@ -377,7 +388,7 @@ def _whole_kernel(
     picture = row * pixels * channels
     group = tl.arange(0, padded_run)
     which = tl.minimum(lane // a_group, padded_run - 1)
-    scale, offset, added = _of_channels(weight, bias, shift, row * channels + channel, channel, is_channel, shifted)
+    scale, offset, added = _of_channels(weight, bias, shift, row * shift_row + channel, channel, is_channel, shifted)
     mean, m2 = _moments(
         x + picture, added, channel, is_channel, which, group, 0, pixels,
         channels, a_group, width, step_pixels, steps, padded_pixels,
@@ -397,6 +408,7 @@ def _moments_kernel(
     moments: tl.tensor,
     x: tl.tensor,
     shift: tl.tensor,
+    shift_row: tl.tensor,
     rows: tl.tensor,
     pixels: tl.tensor,
     channels: tl.constexpr,
@@ -416,7 +428,7 @@ def _moments_kernel(
     is_channel = (lane < run * a_group) & (channel < channels)
     group = tl.arange(0, padded_run)
     which = tl.minimum(lane // a_group, padded_run - 1)
-    added = _added(shift, row * channels + channel, is_channel, shifted)
+    added = _added(shift, row * shift_row + channel, is_channel, shifted)
     mean, m2 = _moments(
         x + row * pixels * channels, added, channel, is_channel, which, group, tl.program_id(1) * chunk_pixels, pixels,
         channels, a_group, width, step_pixels, steps, chunk_pixels,
@@ -436,6 +448,7 @@ def _apply_kernel(
     bias: tl.tensor,
     shift: tl.tensor,
     moments: tl.tensor,
+    shift_row: tl.tensor,
     rows: tl.tensor,
     pixels: tl.tensor,
     eps: tl.tensor,
@@ -459,7 +472,7 @@ def _apply_kernel(
     place = row * pixels * channels + pixel[:, None] * channels + channel[None, :]
     values = tl.load(x + place, mask=inside, other=0.0)  # on its way while the chunks are joined
 
-    scale, offset, added = _of_channels(weight, bias, shift, row * channels + channel, channel, is_channel, shifted)
+    scale, offset, added = _of_channels(weight, bias, shift, row * shift_row + channel, channel, is_channel, shifted)
     first = tl.program_id(0) * block_channels // a_group
     mean, m2 = _joined(
         moments, row, rows, first + tl.arange(0, touched), pixels, groups, a_group, chunk_pixels, padded_chunks
@@ -626,10 +639,10 @@ def _whole_variant(plan: _Whole, channels: int, stage: _Stage, silu: bool, shift
     return Variant(
         name=_name("group_norm", channels, stage, silu, shifted),
         kernel=_whole_kernel,
-        signature=_signature(("out", "x", "weight", "bias", "shift"), ("pixels",), constants, eps=True),
+        signature=_signature(("out", "x", "weight", "bias", "shift"), ("shift_row", "pixels"), constants, eps=True),
         constants=constants,
         grid=("cdiv(groups, run)", "rows", "1"),
-        aligned=("out", "x", "weight", "bias", "shift", "pixels"),
+        aligned=("out", "x", "weight", "bias", "shift", "shift_row", "pixels"),
         num_warps=_NUM_WARPS,
     )
 
@@ -642,21 +655,21 @@ def _split_variants(plan: _Split, channels: int, stage: _Stage, silu: bool, shif
         Variant(
             name=_name("group_moments", channels, stage, False, shifted),
             kernel=_moments_kernel,
-            signature={"moments": "*fp32"} | _signature(("x", "shift"), ("rows", "pixels"), first),
+            signature={"moments": "*fp32"} | _signature(("x", "shift"), ("shift_row", "rows", "pixels"), first),
             constants=first,
             grid=("cdiv(groups, run)", "cdiv(pixels, chunk_pixels)", "rows"),
-            aligned=("moments", "x", "shift", "pixels"),
+            aligned=("moments", "x", "shift", "shift_row", "pixels"),
         ),
         Variant(
             name=_name("group_norm", channels, stage, silu, shifted),
             kernel=_apply_kernel,
             signature=_signature(
-                ("out", "x", "weight", "bias", "shift", "moments"), ("rows", "pixels"), second, eps=True
+                ("out", "x", "weight", "bias", "shift", "moments"), ("shift_row", "rows", "pixels"), second, eps=True
             )
             | {"moments": "*fp32"},
             constants=second,
             grid=("cdiv(channels, block_channels)", "cdiv(pixels, block_pixels)", "rows"),
-            aligned=("out", "x", "weight", "bias", "shift", "moments", "pixels"),
+            aligned=("out", "x", "weight", "bias", "shift", "moments", "shift_row", "pixels"),
         ),
     ]
 

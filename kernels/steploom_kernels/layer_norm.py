@@ -1,4 +1,4 @@
-"""Layer normalisation over the last axis, alone or with the addition of a residual before it.
+"""Layer normalisation over the last axis, alone or with the addition of a vector or a residual before it.
 
 A program holds a few whole rows in registers: every value is read once, and mean and then variance are taken of what
 is held. Widths are no powers of two (320 is five times 64), so a row is held in parts that are: no lane is idle, and
@@ -21,7 +21,15 @@ from steploom_kernels.jit import Variant, cdiv, jit, runs_on_triton, tl
 MAX_WIDTH = 8192  # more would not be held in registers
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, out: Tensor | None = None) -> Tensor:
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    shift: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (arXiv 1607.06450, equation 4).
 
     Args:
@@ -29,14 +37,15 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, ou
         weight: [width], contiguous.
         bias: [width], contiguous.
         eps: added to the variance.
+        shift: [width], contiguous, added to every row of x before anything else, and not rounded; None for nothing.
         out: like x; may be x itself. None for a new tensor.
 
     Raises:
         ValueError: on a GPU, an argument is of another shape, type or layout.
     """
     if runs_on_triton(x):
-        return layer_norm_triton(x, weight, bias, eps=eps, out=out)
-    values = layer_norm_reference(x, weight, bias, eps=eps)
+        return layer_norm_triton(x, weight, bias, eps=eps, shift=shift, out=out)
+    values = layer_norm_reference(x, weight, bias, eps=eps, shift=shift)
     return values if out is None else out.copy_(values)
 
 
@@ -72,9 +81,13 @@ def add_layer_norm(
     return values if out is None else (out[0].copy_(values[0]), out[1].copy_(values[1]))
 
 
-def layer_norm_reference(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> Tensor:
+def layer_norm_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, shift: Tensor | None = None
+) -> Tensor:
     """`layer_norm` in plain torch; float64 is computed in float64."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if shift is not None:
+        wide = wide + shift.to(wide.dtype)
     centred = wide - wide.mean(dim=-1, keepdim=True)
     variance = centred.square().mean(dim=-1, keepdim=True)
     return (centred * torch.rsqrt(variance + eps) * weight.to(wide.dtype) + bias.to(wide.dtype)).to(x.dtype)
@@ -89,12 +102,20 @@ def add_layer_norm_reference(
 
 
 def layer_norm_triton(
-    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, out: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    shift: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """`layer_norm` as one launch."""
     _check(x, weight, bias)
+    if shift is not None:
+        require_array("shift", shift, NETWORK_TYPES, x.shape[-1])
     out = output_like(x, out)
-    _launch(x, None, weight, bias, eps, None, out)
+    _launch(x, None, shift, weight, bias, eps, None, out)
     return out
 
 
@@ -112,7 +133,7 @@ def add_layer_norm_triton(
     require_array("residual", residual, [x.dtype], *x.shape)
     total, normed = out or (None, None)
     total, normed = output_like(x, total, "out's sum"), output_like(x, normed, "out's norm")
-    _launch(x, residual, weight, bias, eps, total, normed)
+    _launch(x, residual, None, weight, bias, eps, total, normed)
     return total, normed
 
 
@@ -128,6 +149,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
 def _launch(
     x: Tensor,
     residual: Tensor | None,
+    shift: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     eps: float,
@@ -139,8 +161,8 @@ def _launch(
     plan = _plan(width)
     if rows:
         _layer_norm_kernel[(cdiv(rows, plan.rows),)](
-            out, total, x, residual, weight, bias, rows, width, eps, block_rows=plan.rows, columns=plan.columns,
-            parts=plan.parts, is_sum=residual is not None, num_warps=_NUM_WARPS,
+            out, total, x, residual, shift, weight, bias, rows, width, eps, block_rows=plan.rows, columns=plan.columns,
+            parts=plan.parts, is_sum=residual is not None, shifted=shift is not None, num_warps=_NUM_WARPS,
         )  # fmt: skip
 
 
@@ -172,6 +194,7 @@ def _layer_norm_kernel(
     total: tl.tensor,
     x: tl.tensor,
     residual: tl.tensor,
+    shift: tl.tensor,
     weight: tl.tensor,
     bias: tl.tensor,
     rows: tl.tensor,
@@ -181,12 +204,13 @@ def _layer_norm_kernel(
     columns: tl.constexpr,
     parts: tl.constexpr,
     is_sum: tl.constexpr,
+    shifted: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64) * block_rows + tl.arange(0, block_rows)
     is_row = (row < rows)[:, None]
     column = tl.arange(0, columns)
     place = row[:, None] * width + column[None, :]
-    # a tile of equal rows: each thread reads the weights of its own columns, from the cache, and exchanges nothing
+    # a tile of equal rows: each thread reads what its own columns need, from the cache, and exchanges nothing
     every_row = tl.zeros((block_rows, 1), tl.int32) + column[None, :]
     kept = ()
     sums = tl.zeros((block_rows, columns), tl.float32)
@@ -198,8 +222,11 @@ def _layer_norm_kernel(
             added = tl.load(residual + place + start, mask=inside, other=0.0)
             values = (values.to(tl.float32) + added.to(tl.float32)).to(values.dtype)
             tl.store(total + place + start, values, mask=inside)
+        values = values.to(tl.float32)
+        if shifted:
+            values += tl.load(shift + every_row + start, mask=inside, other=0.0).to(tl.float32)
         # a tuple, which Triton has where Python would have a list; it knows no starred item
-        kept = kept + (values.to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+        kept = kept + (values,)  # type: ignore[assignment]  # noqa: RUF005
         sums += kept[part]
     mean = tl.sum(sums, axis=1)[:, None] / width
 
@@ -222,19 +249,27 @@ _WIDTHS = (320, 640, 1280, 96, 160)
 
 
 def variants() -> list[Variant]:
-    """The compiled forms, one for each tile that the models' widths take, with a residual and without.
+    """The compiled forms, one for each tile that the models' widths take: with a residual, with a shift, with neither.
 
-    Without, `total` and `residual` are not touched and may be null.
+    Without a residual `total` and `residual` are not touched and may be null; without a shift `shift` may.
     """
     plans = dict.fromkeys(_plan(width) for width in _WIDTHS)
-    return [_variant(dtype, plan, add) for dtype in ("fp16", "bf16", "fp32") for plan in plans for add in (False, True)]
+    forms = ((False, False), (True, False), (False, True))
+    return [_variant(dtype, plan, *form) for dtype in ("fp16", "bf16", "fp32") for plan in plans for form in forms]
 
 
-def _variant(dtype: str, plan: _Plan, add: bool) -> Variant:
-    pointers = dict.fromkeys(("out", "total", "x", "residual", "weight", "bias"), f"*{dtype}")
-    constants = {"block_rows": plan.rows, "columns": plan.columns, "parts": plan.parts, "is_sum": add}
+def _variant(dtype: str, plan: _Plan, add: bool, shifted: bool) -> Variant:
+    pointers = dict.fromkeys(("out", "total", "x", "residual", "shift", "weight", "bias"), f"*{dtype}")
+    constants = {
+        "block_rows": plan.rows,
+        "columns": plan.columns,
+        "parts": plan.parts,
+        "is_sum": add,
+        "shifted": shifted,
+    }
+    steps = f"{'add_' if add else ''}layer_norm{'_shift' if shifted else ''}"
     return Variant(
-        name=f"{'add_' if add else ''}layer_norm_{dtype}_{plan.rows}x{plan.columns}x{plan.parts}",
+        name=f"{steps}_{dtype}_{plan.rows}x{plan.columns}x{plan.parts}",
         kernel=_layer_norm_kernel,
         signature={
             **pointers,

@@ -10,6 +10,7 @@ from steploom_kernels.jit import Variant
 MODULES = (
     "group_norm",
     "layer_norm",
+    "add",
     "geglu",
     "gelu",
     "silu",

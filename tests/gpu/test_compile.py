@@ -28,7 +28,7 @@ export(first.values(), [90], Path(sys.argv[1]), print)
 # Whole pieces of 16 bytes a thread: without them a kernel that only waits for memory is at half its speed.
 WIDE_READ = re.compile(r"ld\.global\S*\.v(4\.b32|2\.b64)")
 WIDE_WRITE = re.compile(r"st\.global\S*\.v(4\.b32|2\.b64)")
-READ_WIDE = {"group_moments", "group_norm", "layer_norm", "geglu", "gelu", "silu", "cast", "transpose"}
+READ_WIDE = {"group_moments", "group_norm", "layer_norm", "add", "geglu", "gelu", "silu", "cast", "transpose"}
 WRITE_WIDE = READ_WIDE - {"group_moments", "transpose"}  # a few numbers, and four channels
 
 

@@ -102,6 +102,10 @@ def test_references_are_torchs() -> None:
     torch.testing.assert_close(
         layer_norm_reference(tokens, weight, bias, eps=1e-3), functional.layer_norm(tokens, (12,), weight, bias, 1e-3)
     )
+    torch.testing.assert_close(
+        layer_norm_reference(tokens, weight, bias, shift=shift[0]),
+        functional.layer_norm(tokens + shift[0], (12,), weight, bias),
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -236,8 +240,27 @@ def test_what_group_norm_refuses(device: torch.device) -> None:
         group_norm_triton(x, weight, bias.repeat(2)[::2], 16)
     with pytest.raises(ValueError, match=r"^shift is \[1, 64\]"):
         group_norm_triton(x, weight, bias, 16, shift=shift[:1])
+    with pytest.raises(ValueError, match=r"^shift is torch\.float64"):
+        group_norm_triton(x, weight, bias, 16, shift=shift.double())
+    with pytest.raises(ValueError, match=r"^shift must hold a row's values side by side"):
+        group_norm_triton(x, weight, bias, 16, shift=shift.repeat(1, 2)[:, ::2])
     with pytest.raises(ValueError, match=r"^out must be laid out as x"):
         group_norm_triton(x, weight, bias, 16, out=x.contiguous())
+
+
+@pytest.mark.parametrize("shape", [WHOLE[2], SPLIT[0]], ids=str)
+def test_rows_of_the_shift_may_be_apart_or_the_same(
+    shape: tuple[int, int, int, int, int], device: torch.device
+) -> None:
+    pictures = Pictures(shape, torch.float16, device)
+    plain, (n, channels) = pictures.run(shifted=True), pictures.shift.shape
+    wide = torch.full((n, 3 * channels + 5), torch.nan, dtype=torch.float16, device=device)
+    wide[:, 11 : 11 + channels] = pictures.shift
+    pictures.shift = wide[:, 11 : 11 + channels]
+    assert torch.equal(pictures.run(shifted=True), plain)
+    pictures.shift = pictures.shift[0].contiguous().expand(n, channels)
+    assert pictures.shift.stride(0) == 0
+    assert_close(pictures.run(shifted=True), pictures.exact(shifted=True))
 
 
 def test_no_pictures(device: torch.device) -> None:
@@ -262,9 +285,10 @@ class Rows:
         self.x = (random(0, rows, width) + 5.0 * random(1, rows, 1) + 3.0).to(device, dtype)
         self.residual = (2.0 * random(2, rows, width)).to(device, dtype)
         self.weight, self.bias = random(3, width).to(device, dtype), random(4, width).to(device, dtype)
+        self.shift = (3.0 * random(5, width)).to(device, dtype)
 
-    def exact(self, x: Tensor) -> Tensor:
-        return layer_norm_reference(x.double(), self.weight.double(), self.bias.double())
+    def exact(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        return layer_norm_reference(x.double(), self.weight.double(), self.bias.double(), shift=shift)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -274,6 +298,16 @@ def test_layer_norm(rows: int, width: int, dtype: torch.dtype, device: torch.dev
     out = torch.full_like(given.x, torch.nan)
     assert layer_norm_triton(given.x, given.weight, given.bias, out=out) is out
     assert_close(out, given.exact(given.x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), WIDTHS)
+def test_layer_norm_shift(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    """The sum is not rounded: in half precision that would be off by more than the tolerance."""
+    given = Rows(rows, width, dtype, device)
+    out = torch.full_like(given.x, torch.nan)
+    assert layer_norm_triton(given.x, given.weight, given.bias, shift=given.shift, out=out) is out
+    assert_close(out, given.exact(given.x, given.shift))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -342,6 +376,10 @@ def test_what_layer_norm_refuses(device: torch.device) -> None:
         layer_norm_triton(x, weight[1:], bias)
     with pytest.raises(ValueError, match=r"^bias is \[5\]"):
         layer_norm_triton(x, weight, bias[1:])
+    with pytest.raises(ValueError, match=r"^shift is \[5\]"):
+        layer_norm_triton(x, weight, bias, shift=bias[1:])
+    with pytest.raises(ValueError, match=r"^shift must be contiguous"):
+        layer_norm_triton(x, weight, bias, shift=bias.repeat(2)[::2])
     with pytest.raises(ValueError, match=r"^residual is \[3, 6\]"):
         add_layer_norm_triton(x, x[1:], weight, bias)
     with pytest.raises(ValueError, match=r"^out's sum is torch\.float32"):
@@ -355,6 +393,8 @@ def test_layer_norm_of_a_cpu_tensor() -> None:
     out = torch.full_like(given.x, torch.nan)
     assert layer_norm(given.x, given.weight, given.bias, eps=1e-3, out=out) is out
     assert torch.equal(out, layer_norm_reference(given.x, given.weight, given.bias, eps=1e-3))
+    layer_norm(given.x, given.weight, given.bias, shift=given.shift, out=out)
+    assert torch.equal(out, layer_norm_reference(given.x, given.weight, given.bias, shift=given.shift))
     both = torch.full_like(given.x, torch.nan), torch.full_like(given.x, torch.nan)
     arguments = given.x, given.residual, given.weight, given.bias
     total, normed = add_layer_norm(*arguments, out=both)

@@ -1,4 +1,4 @@
-"""What is between the layers: GEGLU in the transformers, elementwise functions, and changes of type and layout."""
+"""What is between the layers: GEGLU in the transformers, sums, elementwise functions, changes of type and layout."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from steploom_kernels.add import add, add_reference
 from steploom_kernels.bench import rivals
 from steploom_kernels.bench.case import TOLERANCES, Case
 from steploom_kernels.bench.shapes import Place, normal, picture, places
@@ -25,6 +26,7 @@ def cases() -> Iterator[Case]:
     for place in places(transformers=True):
         yield _geglu(place)
     for place in places():
+        yield _add(place)
         yield _elementwise(place, "silu", silu, functional.silu, silu_reference)
         yield _elementwise(place, "gelu", gelu, functional.gelu, gelu_reference)
         yield _to_channels_last(place)
@@ -49,6 +51,26 @@ def _geglu(place: Place) -> Case:
         tolerance=TOLERANCES[torch.float16],
         rank=place.rank,
         rivals=rivals.liger_geglu(),
+    )
+
+
+def _add(place: Place) -> Case:
+    """A residual sum that takes a waiting bias along."""
+    channels = place.level.channels
+
+    def make(device: torch.device, generator: torch.Generator) -> tuple[Tensor, ...]:
+        return *(picture(device, generator, place) for _ in range(2)), normal(device, generator, channels)
+
+    return Case(
+        op="add_bias",
+        shape=place.name(),
+        make=make,
+        run=add,
+        eager=lambda x, y, bias: x + y + bias[:, None, None],
+        reference=lambda *inputs: add_reference(*(each.double() for each in inputs)),
+        num_bytes=_VALUE * (3 * _values(place) + channels),
+        tolerance=TOLERANCES[torch.float16],
+        rank=place.rank,
     )
 
 
