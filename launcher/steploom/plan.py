@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from steploom.channel import local
@@ -59,21 +61,26 @@ def plan(config: SteploomConfig, runtime: RuntimeDir) -> Plan:
     )
 
 
-def with_free_ports(config: SteploomConfig) -> SteploomConfig:
+@contextmanager
+def with_free_ports(config: SteploomConfig) -> Iterator[SteploomConfig]:
     """`config` with each port 0 replaced by a free one, so that it can be told to clients.
+
+    The ports stay bound here while the block lasts, and nobody listens on what is bound: the gateway can, and no other
+    program is given its port before it does, or while it is started again.
 
     Raises:
         ConfigError: the host is none of this machine's.
     """
     gateway = config.gateway
-    return replace(
-        config,
-        gateway=replace(
-            gateway,
-            listen=_with_port("gateway.listen", gateway.listen),
-            metrics_listen=_with_port("gateway.metrics_listen", gateway.metrics_listen),
-        ),
-    )
+    with ExitStack() as held:
+        yield replace(
+            config,
+            gateway=replace(
+                gateway,
+                listen=_with_port("gateway.listen", gateway.listen, held),
+                metrics_listen=_with_port("gateway.metrics_listen", gateway.metrics_listen, held),
+            ),
+        )
 
 
 def _worker(index: int, runtime: RuntimeDir, table: tuple[str, ...]) -> ServiceSpec:
@@ -86,14 +93,15 @@ def _service(name: str, address: str, *arguments: str) -> ServiceSpec:
     return ServiceSpec(name, address, ("-m", f"steploom_{name}", *arguments))
 
 
-def _with_port(key: str, address: str) -> str:
+def _with_port(key: str, address: str, held: ExitStack) -> str:
     if address.startswith("unix:") or not address or host_and_port(address)[1]:
         return address
     host = host_and_port(address)[0]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family) as probe:
-            probe.bind((host, 0))
-            return f"{address.rpartition(':')[0]}:{probe.getsockname()[1]}"
+        holder = held.enter_context(socket.socket(family))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # another that says so too may listen beside it
+        holder.bind((host, 0))
+        return f"{address.rpartition(':')[0]}:{holder.getsockname()[1]}"
     except OSError as error:
         raise ConfigError(key, f"cannot listen on {address}: {error.strerror}") from None

@@ -37,12 +37,12 @@ def run_up(config: SteploomConfig, runtime_path: Path, ready: Callable[[], None]
         ConfigError: the configuration cannot be used on this machine.
         CommandError: a service cannot come up, or another `up` holds the runtime folder.
     """
-    config = with_free_ports(config)
     runtime = RuntimeDir(runtime_path)
-    runtime.create()
     try:
-        with runtime.locked():
-            return _run_locked(config, runtime, ready)
+        with with_free_ports(config) as settled:
+            runtime.create()
+            with runtime.locked():
+                return _run_locked(settled, runtime, ready)
     except AlreadyRunning as error:
         raise CommandError(
             str(error), ExitCode.USAGE, "stop that one with Ctrl-C or SIGTERM, or choose another --runtime-dir"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from steploom.config import SteploomConfig, UpConfig
 from steploom.plan import plan, with_free_ports
 from steploom.runtime import AlreadyRunning, RuntimeDir, Services
 from steploom_batcher.config import BatcherConfig
-from steploom_common.settings import ConfigError
-from steploom_gateway.config import GatewayConfig
+from steploom_common.settings import ConfigError, replace
+from steploom_gateway.config import GatewayConfig, host_and_port
+from steploom_gateway.server import Gateway
 
 
 def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
@@ -89,17 +91,33 @@ def test_workers_elsewhere_are_not_started_here(tmp_path: Path) -> None:
 
 def test_port_zero_becomes_a_free_port() -> None:
     config = SteploomConfig(gateway=GatewayConfig(listen="127.0.0.1:0", metrics_listen=""))
-    gateway = with_free_ports(config).gateway
-    assert gateway.listen.startswith("127.0.0.1:")
-    assert int(gateway.listen.rpartition(":")[2]) > 0
-    assert gateway.metrics_listen == ""
-    assert with_free_ports(SteploomConfig()) == SteploomConfig()
+    with with_free_ports(config) as settled:
+        assert settled.gateway.listen.startswith("127.0.0.1:")
+        assert int(settled.gateway.listen.rpartition(":")[2]) > 0
+        assert settled.gateway.metrics_listen == ""
+    with with_free_ports(SteploomConfig()) as settled:
+        assert settled == SteploomConfig()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_a_free_port_is_kept_for_the_gateway(host: str) -> None:
+    config = SteploomConfig(gateway=GatewayConfig(listen=f"{host}:0", metrics_listen=f"{host}:0"))
+    with with_free_ports(config) as settled:
+        for _ in range(2):  # it may be started again
+            gateway = Gateway(replace(settled.gateway, batcher="127.0.0.1:1"), Path())
+            await gateway.start()
+            assert f"{host}:{gateway.port}" == settled.gateway.listen
+            assert f"{host}:{gateway.metrics_port}" == settled.gateway.metrics_listen
+            await gateway.close()
+        for address in (settled.gateway.listen, settled.gateway.metrics_listen):
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(host_and_port(address))
 
 
 def test_a_foreign_host_cannot_be_listened_on() -> None:
     config = SteploomConfig(gateway=GatewayConfig(listen="192.0.2.1:0"))  # reserved for documentation, RFC 5737
-    with pytest.raises(ConfigError, match=r"gateway.listen: cannot listen on 192.0.2.1:0"):
-        with_free_ports(config)
+    with pytest.raises(ConfigError, match=r"gateway.listen: cannot listen on 192.0.2.1:0"), with_free_ports(config):
+        pass
 
 
 @pytest.mark.parametrize(
