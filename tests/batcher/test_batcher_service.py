@@ -24,6 +24,7 @@ from steploom_protos.batcher.v1 import batcher_pb2_grpc
 from steploom_protos.worker.v1 import worker_pb2
 
 COSTS = flat_costs(0.001, 0.0005, 0.001)
+CRAWL_S = 0.05  # a tick of a worker that crawls: a long job lives until it is cancelled, which takes two ticks at most
 
 
 class System:
@@ -43,13 +44,23 @@ class System:
         self.stub = batcher_pb2_grpc.BatcherStub(self.channel)
         await eventually(lambda: self.driver.can_serve)
 
+    def crawl(self, tick_s: float = CRAWL_S) -> None:
+        """Ticks that begin from now on take so long each, whatever is in them."""
+        assert self.worker_service.worker is not None
+        self.worker_service.worker.costs = {stage: dict.fromkeys(table, tick_s) for stage, table in COSTS.items()}
+
+    def hurry(self) -> None:
+        """Ticks take their own time again."""
+        assert self.worker_service.worker is not None
+        self.worker_service.worker.costs = COSTS
+
     async def stop(self) -> None:
         await self.channel.close()
         await self.server.stop()
         await self.worker_server.stop(None)
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
@@ -59,8 +70,8 @@ async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> No
 def config() -> BatcherConfig:
     return BatcherConfig(
         tiers={
-            "free": TierConfig(steps=3, deadline_s=20),
-            "pro": TierConfig(steps=35, deadline_s=60),
+            "free": TierConfig(steps=3, deadline_s=600),
+            "pro": TierConfig(steps=35, deadline_s=600),
             "auto": TierConfig(steps=4, adapter="auto"),
             "student": TierConfig(steps=4, adapter="student"),
             "lost": TierConfig(steps=4, adapter="lost"),
@@ -223,6 +234,7 @@ async def test_a_model_without_adapters_serves_every_tier_that_names_none(
 
 
 async def test_an_id_that_lives_is_refused(system: System) -> None:
+    system.crawl()
     first = system.stub.Submit(request(steps=90))
     await first.read()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -237,6 +249,7 @@ async def test_a_call_that_is_cancelled_frees_its_slot(system: System, after_s: 
     call = system.stub.Submit(request(steps=90))
     await call.read()
     await asyncio.sleep(after_s)
+    system.crawl()  # the job does not end before the cancel has come
     call.cancel()
     await system.stub.Cancel(pb.CancelRequest(job_id="a"))
     assert not system.driver.has_job("a")
@@ -245,6 +258,7 @@ async def test_a_call_that_is_cancelled_frees_its_slot(system: System, after_s: 
 
 
 async def test_cancel_ends_an_open_call_once_no_worker_holds_the_job(system: System) -> None:
+    system.crawl()
     call = system.stub.Submit(request(steps=90))
     await call.read()
     answer = await system.stub.Cancel(pb.CancelRequest(job_id="a"))
@@ -256,6 +270,7 @@ async def test_cancel_ends_an_open_call_once_no_worker_holds_the_job(system: Sys
 
 
 async def test_a_caller_whose_channel_closes_is_gone(system: System) -> None:
+    system.crawl()
     async with grpc.aio.insecure_channel(system.address) as channel:
         stub = batcher_pb2_grpc.BatcherStub(channel)
         calls = [stub.Submit(request(f"j{number}", steps=90)) for number in range(30)]
@@ -325,8 +340,7 @@ async def test_a_request_without_a_model_gets_the_one_that_is_served_now(system:
 
 
 async def test_a_deadline_that_passes_ends_the_job(system: System) -> None:
-    assert system.worker_service.worker is not None
-    system.worker_service.worker.costs = {stage: dict.fromkeys(table, 0.2) for stage, table in COSTS.items()}
+    system.crawl(0.2)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await submit(system, steps=50, deadline_unix_s=time.time() + 0.5)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -338,6 +352,7 @@ async def test_status_adds_up(system: System) -> None:
     await system.stub.Cancel(pb.CancelRequest(job_id="none"))
     with pytest.raises(grpc.aio.AioRpcError):
         await submit(system, deadline_unix_s=1.0)
+    system.crawl()
     running = system.stub.Submit(request("long", tier="pro", steps=100))
     await running.read()
     status = await system.stub.Status(pb.StatusRequest())
@@ -359,7 +374,8 @@ async def test_status_adds_up(system: System) -> None:
 async def test_drain_waits_for_the_last_job_and_refuses_new_ones(system: System) -> None:
     health = health_pb2_grpc.HealthStub(system.channel)
     assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
-    running = asyncio.create_task(submit(system, steps=60))
+    system.crawl()
+    running = asyncio.create_task(submit(system, steps=100))
     await eventually(lambda: system.driver.num_jobs == 1)
     drain = asyncio.ensure_future(system.stub.Drain(pb.DrainRequest()))
     await eventually(lambda: system.driver.is_draining)
@@ -369,17 +385,18 @@ async def test_drain_waits_for_the_last_job_and_refuses_new_ones(system: System)
     assert dict(caught.value.trailing_metadata() or ())["grpc-retry-pushback-ms"] == "1000"
     assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.NOT_SERVING
     assert not drain.done()
+    system.hurry()
     assert (await drain).unfinished == 0
     assert (await running).HasField("finished")
     assert (await system.stub.Status(pb.StatusRequest())).is_draining
 
 
-async def test_drain_answers_before_its_own_deadline(system: System) -> None:
+async def test_drain_answers_before_its_own_deadline(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steploom_batcher.service._ANSWER_S", 59.7)  # so the answer has a minute to arrive
+    system.crawl(1.0)
     running = system.stub.Submit(request(steps=100))
     await running.read()
-    assert system.worker_service.worker is not None
-    system.worker_service.worker.costs = {stage: dict.fromkeys(table, 1.0) for stage, table in COSTS.items()}
-    assert (await system.stub.Drain(pb.DrainRequest(), timeout=0.3)).unfinished == 1
+    assert (await system.stub.Drain(pb.DrainRequest(), timeout=60.0)).unfinished == 1
 
 
 async def test_without_a_worker_there_is_nothing_to_submit_to(tmp_path: Path, config: BatcherConfig) -> None:

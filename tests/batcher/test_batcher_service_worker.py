@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +26,7 @@ async def start_worker(address: str) -> asyncio.subprocess.Process:
     )
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -38,8 +39,12 @@ async def pictures(stub: batcher_pb2_grpc.BatcherAsyncStub, server: BatcherServe
         height=model.height, width=model.width, inline=bytes([9]) * (model.height * model.width * 3)
     )
 
+    deadline = time.time() + 600
+
     async def picture(number: int) -> bytes:
-        request = pb.SubmitRequest(job_id=f"j{number}", pixels=pixels, seed=number, steps=10 + number % 3)
+        request = pb.SubmitRequest(
+            job_id=f"j{number}", pixels=pixels, seed=number, steps=10 + number % 3, deadline_unix_s=deadline
+        )
         events = [event async for event in stub.Submit(request)]
         return events[-1].finished.pixels.inline
 
@@ -83,7 +88,7 @@ async def test_a_worker_that_stands_still_is_lost_within_the_time_of_keepalive(t
         disturbed = asyncio.create_task(pictures(stub, server))
         await eventually(lambda: server.driver.statistics().denoise_rows > before)
         worker.send_signal(signal.SIGSTOP)
-        await eventually(lambda: not server.driver.can_serve, seconds=40)  # gRPC's own default alone: a minute
+        await eventually(lambda: not server.driver.can_serve, seconds=55)  # gRPC's own default alone: a minute
         worker.send_signal(signal.SIGCONT)
         assert await disturbed == undisturbed
     await server.stop()
