@@ -42,9 +42,9 @@ async def serve(arguments: argparse.Namespace) -> None:
         await checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     bind(server, arguments.listen)
-    await server.start()
-    note(arguments, "started")
+    note(arguments, "started")  # before anybody can see that it is ready
     print(f"hello from {arguments.name}", file=sys.stderr)
+    await server.start()
     await shutdown.requested.wait()
     note(arguments, "asked")
     if arguments.deaf:

@@ -178,14 +178,14 @@ def test_ctrl_c_cancels_the_request_and_leaves_no_file(picture: Path, tmp_path: 
     with serving(FakeGateway(steps=1000, step_s=0.05)) as gateway:
         command = [*STEPLOOM, "edit", "-a", gateway.address, str(picture), "x", "-o", str(tmp_path / "out.png")]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not gateway.requests and time.monotonic() < deadline:
                 time.sleep(0.02)
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=60)
         assert process.returncode == ExitCode.INTERRUPTED
         assert "Traceback" not in said
-        assert gateway.cancelled.wait(5.0)
+        assert gateway.cancelled.wait(60.0)
     assert list(tmp_path.iterdir()) == [picture]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steploom.backoff import Backoff
@@ -27,6 +27,7 @@ def test_delays_double_up_to_the_bound() -> None:
     assert delays == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0])
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 10**6), st.floats(0.0, 1.0))
 def test_jitter_keeps_between_half_and_all(crashes: int, share: float) -> None:
     whole = BACKOFF.delay(crashes, lambda: 1.0)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,17 @@ class System:
 
     def children(self) -> dict[str, int]:
         """Process ids by module."""
-        pids = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        names = {pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in pids}
-        return {words[3]: int(pid) for pid, words in names.items() if words[2:3] == ["-m"]}
+        found = {}
+        for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
+            with suppress(OSError):  # it has ended meanwhile
+                words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+                if words[2:3] == ["-m"]:
+                    found[words[3]] = int(pid)
+        return found
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(90)
 
 
 @pytest.fixture
@@ -74,7 +79,7 @@ def system(folder: Path) -> Iterator[System]:
             running.end()
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not in time"
@@ -91,33 +96,46 @@ def status(runtime: RuntimeDir) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
+def answered_status(runtime: RuntimeDir) -> dict[str, Any]:
+    """Once gateway and batcher have both answered within its patience."""
+    tables: list[dict[str, Any]] = []
+
+    def has_answers() -> bool:
+        code, table = status(runtime)
+        tables.append(table)
+        return code == ExitCode.OK and table["batcher"]["status"] is not None
+
+    eventually(has_answers)
+    return tables[-1]
+
+
 def status_words(runtime: RuntimeDir) -> str:
     command = [sys.executable, "-m", "steploom", "status", "--runtime-dir", str(runtime.path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
 
 
-def arenas() -> set[str]:
-    return {path.name for path in Path("/dev/shm").glob("steploom-arena-*")}
+def arenas(gateway: int) -> list[Path]:
+    """Shared memory that this process has left behind."""
+    return list(Path("/dev/shm").glob(f"steploom-arena-{gateway}-*"))
 
 
 def test_it_serves_shows_its_state_and_ends_without_a_trace(system: System) -> None:
     with Client(system.ready()) as client:
-        results = [client.edit(picture(), "close the eyes", tier=tier) for tier in ("free", "pro")]
+        results = [client.edit(picture(), "close the eyes", tier=tier, timeout=120) for tier in ("free", "pro")]
     assert [(result.width, result.height) for result in results] == [(128, 128)] * 2
     assert [result.adapter for result in results] == ["student", ""]
-    code, table = status(system.runtime)
-    assert code == ExitCode.OK
+    table = answered_status(system.runtime)
     assert table["gateway"]["health"] == "SERVING"
     assert int(table["batcher"]["status"]["finished"]) == 2
     assert table["batcher"]["status"]["workers"][0]["slots_used"] == 0
     assert [row["name"] for row in table["batcher"]["status"]["model"]["adapters"]] == ["student", "sketch"]
-    assert "student, sketch" in status_words(system.runtime)
+    eventually(lambda: "student, sketch" in status_words(system.runtime))
     children = system.children()
     assert set(children) == {"steploom_gateway", "steploom_batcher", "steploom_engine_worker"}
     assert system.end() == ExitCode.OK, system.log.read_text()
     assert not any(Path(f"/proc/{pid}").exists() for pid in children.values())
     assert [path.name for path in system.runtime.path.iterdir()] == ["lock"]
-    assert not {name for name in arenas() if str(children["steploom_gateway"]) in name}
+    assert not arenas(children["steploom_gateway"])
     assert "Traceback" not in system.log.read_text()
 
 
@@ -132,18 +150,20 @@ def test_a_second_up_on_the_same_folder_is_refused(system: System) -> None:
     )
     assert done.returncode == ExitCode.USAGE
     assert f"held by process {system.process.pid}" in done.stderr
-    assert status(system.runtime)[0] == ExitCode.OK
+    assert answered_status(system.runtime)["gateway"]["health"] == "SERVING"
 
 
 def test_a_killed_worker_comes_back_and_no_request_fails(system: System) -> None:
     with Client(system.ready()) as client, ThreadPoolExecutor(8) as pool:
         first = system.children()["steploom_engine_worker"]
         seeds = range(40)
-        edits = [pool.submit(client.edit, picture(), "x", tier="pro", steps=60, seed=seed) for seed in seeds]
+        edits = [
+            pool.submit(client.edit, picture(), "x", tier="pro", steps=60, seed=seed, timeout=600) for seed in seeds
+        ]
         next(as_completed(edits))  # the others are in the queue and in every stage
         os.kill(first, signal.SIGKILL)
-        assert [edit.result(60).seed for edit in edits] == list(seeds)
-        assert system.children()["steploom_engine_worker"] != first
+        assert [edit.result(120).seed for edit in edits] == list(seeds)
+        eventually(lambda: system.children().get("steploom_engine_worker", first) != first)
     assert system.end() == ExitCode.OK, system.log.read_text()
 
 
@@ -157,7 +177,7 @@ def test_a_service_comes_back_though_its_folder_was_emptied(system: System) -> N
     eventually(lambda: "worker-0 is up again" in system.log.read_text())
     assert system.runtime.read_services() is not None
     with Client(address) as client:
-        client.edit(Image.new("RGB", (32, 32)), "smile", timeout=20)
+        client.edit(Image.new("RGB", (32, 32)), "smile", timeout=60)
     assert system.end() == ExitCode.OK
 
 
@@ -168,7 +188,7 @@ def test_a_folder_that_cannot_be_used_is_a_clear_error(folder: Path, name: str) 
         [*UP, "--listen", "127.0.0.1:0", "--runtime-dir", str(folder / "run")],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     assert done.returncode == ExitCode.USAGE
     assert f"{folder}/run/{name} cannot be used: Is a directory" in done.stderr
@@ -180,7 +200,7 @@ def test_no_service_outlives_a_killed_supervisor(system: System) -> None:
     children = system.children()
     system.process.kill()
     system.process.wait()
-    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), 10)
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()))
 
 
 def test_a_taken_port_is_a_clear_error_with_nothing_left_running(folder: Path) -> None:
@@ -199,7 +219,7 @@ def test_the_demo_runs_with_any_engine(folder: Path) -> None:
     picture().save(folder / "in.png")
     command = [sys.executable, "-m", "steploom.demo", "--image", str(folder / "in.png"), "--out", str(folder / "out")]
     done = subprocess.run(
-        [*command, "--", "--engine", "fake"], capture_output=True, text=True, timeout=120, check=False
+        [*command, "--", "--engine", "fake"], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == ExitCode.OK, done.stderr
     assert "금발로 만들어 줘" in done.stdout
