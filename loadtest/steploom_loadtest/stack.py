@@ -12,7 +12,7 @@ import time
 import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +26,7 @@ from steploom_protos.batcher.v1.batcher_pb2_grpc import BatcherStub
 
 Tables = Mapping[str, Any]  # steploom.toml as nested tables
 
-_ANSWER_S = 5.0
+_ANSWER_S = 30.0
 _POLL_S = 0.05
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -111,6 +111,17 @@ class Stack:
         os.kill(pid, signal.SIGKILL)
         return pid
 
+    @contextmanager
+    def paused(self, name: str) -> Iterator[None]:
+        """One service stands still within the block; what it is sent waits for it."""
+        pid = self.pids()[name]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
     def status(self) -> batcher_pb.StatusResponse:
         """What the batcher says of itself."""
         with grpc.insecure_channel(self.batcher, options=INTERNAL_OPTIONS) as channel:
@@ -153,6 +164,14 @@ class Stack:
             StackError: it has not within `seconds`.
         """
         self._wait(lambda: self.metric(name) == value, seconds, f"has {name} other than {value:g}")
+
+    def wait_log(self, words: str, seconds: float) -> None:
+        """Returns when a service has said this; what it says arrives some time after it has done it.
+
+        Raises:
+            StackError: none has within `seconds`.
+        """
+        self._wait(lambda: words in self.log, seconds, f"has not said {words!r}")
 
     def terminate(self) -> None:
         """SIGTERM: drain and end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from steploom_loadtest.stack import Stack, Tables, running
 
 StartStack = Callable[..., Stack]
 
-READY_S = 60.0  # the services import and start on two busy cores
+READY_S = 180.0  # the services import and start on two busy cores
+TEST_S = 300.0
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,14 @@ def start_stack() -> Iterator[StartStack]:
 
 
 @pytest.fixture(autouse=True)
-async def _bounded() -> Iterator[None]:  # type: ignore[misc]
+async def _bounded() -> AsyncIterator[None]:
     """No test waits for ever, whatever it waits for."""
-    async with asyncio.timeout(90):
-        yield
+
+    def end() -> None:
+        for task in asyncio.all_tasks(loop):
+            task.cancel(f"not done within {TEST_S:g} s")
+
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(TEST_S, end)
+    yield
+    timer.cancel()

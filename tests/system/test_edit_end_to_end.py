@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -26,17 +27,19 @@ def stack(start_stack: StartStack) -> Stack:
 
 
 async def edit(client: Client, seed: int, instruction: str = "put on sunglasses", steps: int = 3) -> EditResult:
-    return await client.edit(portrait(), instruction, seed=seed, steps=steps, tier="free", timeout=30.0)
+    return await client.edit(portrait(), instruction, seed=seed, steps=steps, tier="free", timeout=120.0)
 
 
 async def test_one_edit(stack: Stack) -> None:
     async with Client(stack.gateway) as client:
+        began = time.monotonic()
         first, again, other = [await edit(client, seed) for seed in (1, 1, 2)]
+        took_s = time.monotonic() - began
     assert (first.height, first.width) == (128, 128)
     assert first.seed == 1
     assert first.timings.ticks == 5
     assert first.timings.denoise_s >= 0.03
-    assert first.timings.total_s < 5.0
+    assert first.timings.denoise_s < first.timings.total_s < took_s
     assert first.data == again.data
     assert first.data != other.data
     # the fake engine draws its input, each colour shifted by one number: every pixel has come through unharmed
@@ -46,20 +49,25 @@ async def test_one_edit(stack: Stack) -> None:
 
 async def test_a_stream_tells_each_step(stack: Stack) -> None:
     async with Client(stack.gateway) as client:
-        stream = client.edit_stream(portrait(), "smile", steps=6, preview_every=3, timeout=30.0)
+        stream = client.edit_stream(portrait(), "smile", steps=6, preview_every=3, timeout=120.0)
         events = [event async for event in stream]
     assert [type(event) for event in (events[0], events[1], events[-1])] == [Queued, Started, Done]
     steps = [event for event in events if isinstance(event, Step)]
     assert steps[-1].step == steps[-1].steps == 6
     assert [step.step for step in steps] == sorted({step.step for step in steps})
-    # the last step's preview would be the picture itself
-    assert {step.step for step in steps if step.preview is not None} == {3}
+    # the last step's preview would be the picture itself; a step that is missed leaves its preview to the next
+    (preview,) = (step for step in steps if step.preview is not None)
+    assert preview.step >= 3
 
 
 async def test_clients_share_ticks(stack: Stack) -> None:
     async with Client(stack.gateway) as client:
         before = stack.status()
-        results = await asyncio.gather(*(edit(client, seed) for seed in range(24)))
+        with stack.paused("worker-0"):  # until all have come
+            edits = [asyncio.create_task(edit(client, seed)) for seed in range(24)]
+            wanted = before.submitted + 24
+            await asyncio.to_thread(stack.wait_until, lambda status: status.submitted == wanted, 60.0)
+        results = await asyncio.gather(*edits)
         after = stack.status()
     mean_rows = sum(result.timings.mean_rows_per_tick for result in results) / len(results)
     assert mean_rows > 6  # a job alone has 3
@@ -87,12 +95,12 @@ async def test_poisoned_requests_fail_alone(stack: Stack) -> None:
     for failure in failures.values():
         assert isinstance(failure, InternalError)
         assert "error id" in str(failure)
-        assert str(failure).rpartition(" ")[2] in stack.log  # with the model's own words beside it
+        stack.wait_log(str(failure).rpartition(" ")[2], 60.0)  # with the model's own words beside it
 
 
 async def test_nothing_is_held_in_the_end(stack: Stack) -> None:
-    stack.wait_until(lambda status: all(worker.slots_used == 0 for worker in status.workers), 10.0)
+    stack.wait_until(lambda status: all(worker.slots_used == 0 for worker in status.workers), 60.0)
     status = stack.status()
     assert all(tier.queued == tier.running == 0 for tier in status.tiers)
-    assert stack.metric("steploom_gateway_in_flight") == 0
-    assert stack.metric("steploom_gateway_arena_blocks_used") == 0
+    stack.wait_metric("steploom_gateway_in_flight", 0, 60.0)
+    stack.wait_metric("steploom_gateway_arena_blocks_used", 0, 60.0)

@@ -16,7 +16,7 @@ from steploom_loadtest.stack import Stack, Tables
 StartStack = Callable[[Tables], Stack]
 
 FREE_STEPS = 3  # the tier's own
-PRO_STEPS = 90  # for long enough that the free edit comes meanwhile
+PRO_STEPS = 30  # there are some left when the free edit has had its own
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +25,24 @@ def stack(start_stack: StartStack) -> Stack:
 
 
 async def edit(client: Client, tier: str, **options: object) -> EditResult:
-    return await client.edit(portrait(), "smile", tier=tier, seed=1, timeout=30.0, **options)  # type: ignore[arg-type]
+    return await client.edit(portrait(), "smile", tier=tier, seed=1, timeout=120.0, **options)  # type: ignore[arg-type]
+
+
+async def submitted(stack: Stack, count: int) -> None:
+    """Returns when so many edits have come to the batcher."""
+    await asyncio.to_thread(stack.wait_until, lambda status: status.submitted == count, 60.0)
 
 
 async def test_free_rows_ride_in_the_ticks_of_pro_rows(stack: Stack) -> None:
     async with Client(stack.gateway) as client:
         before = stack.status()
-        pro = [asyncio.create_task(edit(client, "pro", steps=PRO_STEPS)) for _ in range(2)]
-        await asyncio.to_thread(stack.wait_until, lambda status: status.rows > before.rows, 10.0)
-        free = await edit(client, "free")
+        with stack.paused("worker-0"):  # it has begun with the pro edits when the free one comes
+            pro = [asyncio.create_task(edit(client, "pro", steps=PRO_STEPS)) for _ in range(2)]
+            await submitted(stack, before.submitted + 2)
+            assert (await asyncio.to_thread(stack.status)).ticks > before.ticks
+            late = asyncio.create_task(edit(client, "free"))
+            await submitted(stack, before.submitted + 3)
+        free = await late
         drawn = await asyncio.gather(*pro)
         after = stack.status()
     assert free.adapter == "student"
