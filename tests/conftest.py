@@ -14,10 +14,11 @@ from hypothesis import settings
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# No example has a deadline: a machine that stalls says nothing of the code.
+settings.register_profile("patient", deadline=None)
 # CI runs the same examples each time, so that it judges the commit alone; runs by hand look for new ones.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
+settings.register_profile("ci", settings.get_profile("patient"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "patient")
 
 
 @pytest.fixture(autouse=True)

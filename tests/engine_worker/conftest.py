@@ -23,6 +23,12 @@ from steploom_engine_worker.torch_engine import TorchEngine, load_torch_engine
 SIDE = 64  # pixels of the tiny model
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random tensors are the same whatever ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")

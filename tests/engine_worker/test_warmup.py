@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
 
 from steploom_common.settings import ConfigError
+from steploom_engine_worker import warmup
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Costs, Job, Stage
 from steploom_engine_worker.fake_engine import FakeEngine
@@ -38,7 +40,8 @@ class Watched(FakeEngine):
         self.ticks[stage, count] += 1
 
 
-def test_runs_every_bucket_that_fits_and_leaves_no_job() -> None:
+def test_runs_every_bucket_that_fits_and_leaves_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "_ENOUGH_S", math.inf)  # a machine that stalls makes no bucket a slow one
     config = WorkerConfig(
         slots=4, denoise_buckets=(1, 2, 3, 6, 7, 12, 13), encode_buckets=(1, 4, 8), decode_buckets=(2,)
     )
@@ -54,6 +57,14 @@ def test_runs_every_bucket_that_fits_and_leaves_no_job() -> None:
     assert all(seconds >= 0.0 for seconds in costs.values())
     assert all(engine.ticks[bucket] >= 1 + config.warmup_repeats for bucket in fits)
     assert engine.held == 0
+
+
+def test_a_slow_bucket_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "_ENOUGH_S", -1.0)
+    config = WorkerConfig(slots=4, denoise_buckets=(3,), encode_buckets=(2,), decode_buckets=(4,), warmup_repeats=5)
+    engine = Watched(config)
+    warm_up(engine, config)
+    assert engine.ticks[Stage.DENOISE, 3] == engine.ticks[Stage.DECODE, 4] == 2
 
 
 def test_takes_costs_that_are_known() -> None:

@@ -18,6 +18,7 @@ from steploom_engine_worker.fake_engine import CRASH_EXIT_CODE
 from steploom_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 
 Start = Callable[..., subprocess.Popen[str]]
+PATIENCE_S = 120.0  # for a process to start, or to end
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     return process.returncode, errors
 
 
@@ -63,9 +64,9 @@ def drive(tmp_path: Path, instruction: str) -> None:
         def stay() -> Iterator[worker_pb2.Command]:
             """A batcher keeps its stream open: a worker forgets what waits when it closes."""
             yield from commands
-            ended.wait(20)
+            ended.wait(PATIENCE_S)
 
-        reports = worker_pb2_grpc.WorkerStub(channel).Drive(stay(), wait_for_ready=True, timeout=20)
+        reports = worker_pb2_grpc.WorkerStub(channel).Drive(stay(), wait_for_ready=True, timeout=PATIENCE_S)
         with pytest.raises(grpc.RpcError):
             list(reports)
         ended.set()
@@ -74,7 +75,7 @@ def drive(tmp_path: Path, instruction: str) -> None:
 def test_ends_in_order_on_a_signal(start: Start, tmp_path: Path) -> None:
     process = start("--engine", "fake")
     with grpc.insecure_channel(f"unix:{tmp_path}/w.sock") as channel:
-        reports = worker_pb2_grpc.WorkerStub(channel).Drive(iter(()), wait_for_ready=True, timeout=20)
+        reports = worker_pb2_grpc.WorkerStub(channel).Drive(iter(()), wait_for_ready=True, timeout=PATIENCE_S)
         assert next(reports).ready.engine == "fake"
     process.send_signal(signal.SIGTERM)
     code, errors = end(process)

@@ -21,6 +21,7 @@ from steploom_engine_worker.mailbox import Mailbox
 from steploom_engine_worker.worker import MAX_WAITING, Session, SessionTaken, Worker
 
 SIDE = 16
+PATIENCE_S = 60.0  # for what comes soon unless the machine stalls
 OK, FAILED, SKIPPED = TickStatus.OK, TickStatus.FAILED, TickStatus.SKIPPED
 PIXELS = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 
@@ -55,7 +56,7 @@ class Driver:
         return self._next_tick
 
     def report(self) -> TickDone:
-        return self.reports.get(timeout=10)
+        return self.reports.get(timeout=PATIENCE_S)
 
     def tick(self, stage: Stage, slots: list[int], steps: list[int] | None = None) -> TickDone:
         number = self.post(stage, slots, steps)
@@ -84,7 +85,7 @@ class Held(FakeEngine):
     def _spend(self, stage: Stage, count: int) -> None:
         if stage is self._stage:
             self.is_inside.set()
-            assert self.go.wait(10)
+            assert self.go.wait(PATIENCE_S)
 
 
 def with_costs(engine: FakeEngine) -> tuple[FakeEngine, Costs]:
@@ -103,13 +104,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
         config = WorkerConfig(engine="fake", slots=4, fake=FakeConfig(height=SIDE, width=SIDE, **fake))
         worker = Worker("w", lambda: with_costs(engine(config)), tmp_path)
         worker.start()
-        worker.ready.result(timeout=10)
+        worker.ready.result(timeout=PATIENCE_S)
         workers.append(worker)
         return worker
 
     yield begin
     for worker in workers:
-        assert worker.stop(10)
+        assert worker.stop(PATIENCE_S)
 
 
 def start_held(start: Start, stage: Stage) -> tuple[Worker, Held]:
@@ -300,7 +301,7 @@ def test_a_closed_session_frees_all_slots_while_a_tick_is_under_way(start: Start
     first.tick(Stage.ENCODE, [0, 1, 2, 3])
     first.post(Stage.DENOISE, [0], [0])
     first.post(Stage.DENOISE, [1], [0])
-    assert engine.is_inside.wait(10)
+    assert engine.is_inside.wait(PATIENCE_S)
     worker.close_session(first.session)
     engine.go.set()
     second = Driver(worker)
@@ -321,7 +322,7 @@ def test_a_closed_session_writes_no_picture(start: Start, tmp_path: Path) -> Non
     driver.tick(Stage.ENCODE, [0])
     driver.tick(Stage.DENOISE, [0], [0])
     driver.post(Stage.DECODE, [0])
-    assert engine.is_inside.wait(10)
+    assert engine.is_inside.wait(PATIENCE_S)
     worker.close_session(driver.session)
     engine.go.set()
     Driver(worker).tick(Stage.ENCODE, [0])  # answered after the decode
@@ -340,7 +341,7 @@ def test_a_block_that_was_lent_again_is_not_written(start: Start, tmp_path: Path
     driver.tick(Stage.ENCODE, [0])
     driver.tick(Stage.DENOISE, [0], [0])
     driver.post(Stage.DECODE, [0])
-    assert engine.is_inside.wait(10)
+    assert engine.is_inside.wait(PATIENCE_S)
     arena.give_back(block)
     again = arena.borrow()
     assert again is not None
@@ -355,7 +356,7 @@ def test_running_out_of_memory_ends_the_worker_unheard(driver: Driver) -> None:
     driver.tick(Stage.ENCODE, [0])
     driver.post(Stage.DENOISE, [0], [0])
     with pytest.raises(FatalEngineError, match="MemoryError"):
-        driver.worker.ended.result(timeout=10)
+        driver.worker.ended.result(timeout=PATIENCE_S)
     assert driver.reports.empty()
 
 
@@ -367,7 +368,7 @@ def test_an_engine_that_cannot_be_built_says_so(tmp_path: Path) -> None:
     worker.start()
     for future in (worker.ready, worker.ended):
         with pytest.raises(ValueError, match="no such device"):
-            future.result(timeout=10)
+            future.result(timeout=PATIENCE_S)
 
 
 def test_a_full_queue_refuses(start: Start) -> None:
@@ -375,7 +376,7 @@ def test_a_full_queue_refuses(start: Start) -> None:
     driver = Driver(worker)
     driver.admit(0)
     driver.post(Stage.ENCODE, [0])
-    assert engine.is_inside.wait(10)
+    assert engine.is_inside.wait(PATIENCE_S)
     accepted = 0
     while driver.worker.submit(driver.session, Release(3)):
         accepted += 1
