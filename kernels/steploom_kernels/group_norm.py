@@ -1,4 +1,4 @@
-"""Group normalisation of channels-last pictures, with an optional addition to each channel before and SiLU after.
+"""Group normalisation of channels-last pictures, of one or two side by side, with a shift before and SiLU after.
 
 Channels last, a group of ten channels is twenty bytes in each pixel. Programs therefore take runs of whole groups, as
 many as nearly fill a power of two (twelve groups of ten channels are 120 of 128 lanes), so that each pixel is read in
@@ -11,6 +11,9 @@ the second joins the chunks (Chan, Golub and LeVeque, "Updating formulae and a p
 variances", 1979), which is so little work that each of its programs does it again, and normalises from the last
 picture to the first, because what was read last is still in the cache. The time embedding of a resnet costs no pass:
 its addition moves the means, and what the means are taken off is x without it.
+
+Two pictures side by side are normalised as their concatenation would be, which is never made: each lane reads the one
+that its channel is of. As the border is a multiple of 16 bytes, no piece of 16 bytes is of both.
 
 Sums are of deviations from one of the values, the first pixel's. So the sum of squares exceeds the one around the
 mean by no more than a factor of the number of pixels, and a mean far from zero costs no digits. Neither form nor
@@ -49,12 +52,14 @@ def group_norm(
     eps: float = 1e-5,
     silu: bool = False,
     shift: Tensor | None = None,
+    beside: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Normalised over pixels and the channels of a group, then times weight plus bias (arXiv 1803.08494, equation 1).
 
     Args:
-        x: [n, c, h, w] channels last in memory, or [n, tokens, c] contiguous; computed in float32.
+        x: [n, c, h, w] channels last in memory, or [n, tokens, c] contiguous; computed in float32. With `beside` c is,
+            for the other arguments and the result, the sum of both.
         weight: [c], contiguous.
         bias: [c], contiguous.
         groups: into how many the channels are cut.
@@ -62,14 +67,16 @@ def group_norm(
         silu: apply SiLU to the result.
         shift: [n, c], added to every pixel of x before anything else, and not rounded; None for nothing. Its rows may
             be any number of values apart: the same one again (0, as `expand` makes them), or parts of longer rows.
-        out: like x; may be x itself. None for a new tensor.
+        beside: like x, but for the number of channels, which come after those of x; groups may span the border. The
+            channels of x are then a multiple of 8. None for nothing.
+        out: like x, with all channels; may be x itself where nothing is beside it. None for a new tensor.
 
     Raises:
         ValueError: on a GPU, an argument is of another shape, type or layout.
     """
     if runs_on_triton(x):
-        return group_norm_triton(x, weight, bias, groups, eps=eps, silu=silu, shift=shift, out=out)
-    values = group_norm_reference(x, weight, bias, groups, eps=eps, silu=silu, shift=shift)
+        return group_norm_triton(x, weight, bias, groups, eps=eps, silu=silu, shift=shift, beside=beside, out=out)
+    values = group_norm_reference(x, weight, bias, groups, eps=eps, silu=silu, shift=shift, beside=beside)
     return values if out is None else out.copy_(values)
 
 
@@ -82,8 +89,11 @@ def group_norm_reference(
     eps: float = 1e-5,
     silu: bool = False,
     shift: Tensor | None = None,
+    beside: Tensor | None = None,
 ) -> Tensor:
     """`group_norm` in plain torch; float64 is computed in float64."""
+    if beside is not None:
+        x = torch.cat([x, beside], dim=2 if x.dim() == 3 else 1)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     last = wide if x.dim() == 3 else wide.permute(0, 2, 3, 1)  # [n, pixels..., c]
     values = last.reshape(len(x), -1, groups, last.shape[-1] // groups)
@@ -107,18 +117,19 @@ def group_norm_triton(
     eps: float = 1e-5,
     silu: bool = False,
     shift: Tensor | None = None,
+    beside: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """`group_norm` as one launch for a small picture, as two for a larger one."""
-    shape = _check(x, weight, bias, groups, shift)
-    out = output_like(x, out)
-    if not x.numel():
+    shape = _check(x, weight, bias, groups, shift, beside)
+    out = output_like(x, out) if beside is None else _joined_output(x, shape.channels, out)
+    if not out.numel():
         return out
     plan = _plan(shape.pixels, shape.channels, groups)
     if isinstance(plan, _Whole):
-        _launch_whole(plan, shape, out, x, weight, bias, shift, eps, silu)
+        _launch_whole(plan, shape, out, x, beside, weight, bias, shift, eps, silu)
     else:
-        _launch_split(plan, shape, out, x, weight, bias, shift, eps, silu)
+        _launch_split(plan, shape, out, x, beside, weight, bias, shift, eps, silu)
     return out
 
 
@@ -127,16 +138,16 @@ class _Shape(NamedTuple):
     pixels: int
     channels: int
     groups: int
+    border: int  # channels of x where another is beside it, else 0
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, shift: Tensor | None) -> _Shape:
+def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, shift: Tensor | None, beside: Tensor | None) -> _Shape:
     require_dtype("x", x, *NETWORK_TYPES)
-    if x.dim() == 3:
-        require_contiguous("x", x)
-        rows, pixels, channels = x.shape
-    else:
-        require_channels_last("x", x)
-        rows, channels, pixels = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+    _require_layout("x", x)
+    rows, pixels, channels = _sizes(x)
+    border = 0
+    if beside is not None:
+        border, channels = channels, channels + _channels_beside(x, beside)
     if rows > MAX_ROWS or pixels * channels >= 2**31:
         raise ValueError(f"x is {list(x.shape)}, must be at most {MAX_ROWS} pictures of less than 2**31 values")
     if groups < 1 or channels % groups or channels // groups > MAX_GROUP_CHANNELS:
@@ -148,7 +159,44 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, shift: Tensor |
         require_dtype("shift", shift, *NETWORK_TYPES)
         if channels > 1 and shift.stride(1) != 1:
             raise ValueError(f"shift must hold a row's values side by side, its strides are {shift.stride()}")
-    return _Shape(rows, pixels, channels, groups)
+    return _Shape(rows, pixels, channels, groups, border)
+
+
+def _require_layout(name: str, tensor: Tensor) -> None:
+    if tensor.dim() == 3:
+        require_contiguous(name, tensor)
+    else:
+        require_channels_last(name, tensor)
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """Pictures, pixels and channels."""
+    if x.dim() == 3:
+        return x.shape[0], x.shape[1], x.shape[2]
+    return x.shape[0], x.shape[2] * x.shape[3], x.shape[1]
+
+
+def _channels_beside(x: Tensor, beside: Tensor) -> int:
+    axis = 2 if x.dim() == 3 else 1
+    wanted: list[int | None] = list(x.shape)
+    wanted[axis] = None
+    require_shape("beside", beside, *wanted)
+    require_dtype("beside", beside, x.dtype)
+    _require_layout("beside", beside)
+    if x.shape[axis] % _PIECE:
+        raise ValueError(f"x has {x.shape[axis]} channels, must be a multiple of {_PIECE} where another is beside it")
+    return beside.shape[axis]
+
+
+def _joined_output(x: Tensor, channels: int, out: Tensor | None) -> Tensor:
+    shape = (*x.shape[:2], channels) if x.dim() == 3 else (x.shape[0], channels, *x.shape[2:])
+    if out is None:
+        order = torch.contiguous_format if x.dim() == 3 else torch.channels_last
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+    require_shape("out", out, *shape)
+    require_dtype("out", out, x.dtype)
+    _require_layout("out", out)
+    return out
 
 
 class _Run(NamedTuple):
@@ -274,6 +322,7 @@ def _launch_whole(
     shape: _Shape,
     out: Tensor,
     x: Tensor,
+    beside: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     shift: Tensor | None,
@@ -281,8 +330,8 @@ def _launch_whole(
     silu: bool,
 ) -> None:
     _whole_kernel[(cdiv(shape.groups, plan.run.groups), shape.rows)](
-        out, x, weight, bias, shift, _row_stride(shift), shape.pixels, eps, num_warps=_NUM_WARPS,
-        **_whole_constants(plan, shape.channels, shape.groups, silu, shift is not None),
+        out, x, beside, weight, bias, shift, _row_stride(shift), shape.pixels, eps, num_warps=_NUM_WARPS,
+        **_whole_constants(plan, shape.channels, shape.groups, shape.border, silu, shift is not None),
     )  # fmt: skip
 
 
@@ -291,22 +340,23 @@ def _launch_split(
     shape: _Shape,
     out: Tensor,
     x: Tensor,
+    beside: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     shift: Tensor | None,
     eps: float,
     silu: bool,
 ) -> None:
-    rows, pixels, channels, groups = shape
+    rows, pixels, channels, groups, border = shape
     chunks, shifted = cdiv(pixels, plan.chunk), shift is not None
     moments = torch.empty(2, rows, groups, chunks, dtype=torch.float32, device=x.device)
     _moments_kernel[(cdiv(groups, plan.run.groups), chunks, rows)](
-        moments, x, shift, _row_stride(shift), rows, pixels, num_warps=_NUM_WARPS,
-        **_moments_constants(plan, channels, groups, shifted),
+        moments, x, beside, shift, _row_stride(shift), rows, pixels, num_warps=_NUM_WARPS,
+        **_moments_constants(plan, channels, groups, border, shifted),
     )  # fmt: skip
     _apply_kernel[(cdiv(channels, plan.channels), cdiv(pixels, plan.pixels), rows)](
-        out, x, weight, bias, shift, moments, _row_stride(shift), rows, pixels, eps, num_warps=_NUM_WARPS,
-        **_apply_constants(plan, channels, groups, silu, shifted),
+        out, x, beside, weight, bias, shift, moments, _row_stride(shift), rows, pixels, eps, num_warps=_NUM_WARPS,
+        **_apply_constants(plan, channels, groups, border, silu, shifted),
     )  # fmt: skip
 
 
@@ -314,10 +364,13 @@ def _row_stride(shift: Tensor | None) -> int:
     return 0 if shift is None else shift.stride(0)
 
 
-def _whole_constants(plan: _Whole, channels: int, groups: int, silu: bool, shifted: bool) -> dict[str, int]:
+def _whole_constants(
+    plan: _Whole, channels: int, groups: int, border: int, silu: bool, shifted: bool
+) -> dict[str, int]:
     return {
         "channels": channels,
         "groups": groups,
+        "border": border,
         "run": plan.run.groups,
         "padded_run": _power_of_two(plan.run.groups),
         "width": plan.run.width,
@@ -330,10 +383,11 @@ def _whole_constants(plan: _Whole, channels: int, groups: int, silu: bool, shift
     }
 
 
-def _moments_constants(plan: _Split, channels: int, groups: int, shifted: bool) -> dict[str, int]:
+def _moments_constants(plan: _Split, channels: int, groups: int, border: int, shifted: bool) -> dict[str, int]:
     return {
         "channels": channels,
         "groups": groups,
+        "border": border,
         "run": plan.run.groups,
         "padded_run": _power_of_two(plan.run.groups),
         "width": plan.run.width,
@@ -344,10 +398,13 @@ def _moments_constants(plan: _Split, channels: int, groups: int, shifted: bool) 
     }
 
 
-def _apply_constants(plan: _Split, channels: int, groups: int, silu: bool, shifted: bool) -> dict[str, int]:
+def _apply_constants(
+    plan: _Split, channels: int, groups: int, border: int, silu: bool, shifted: bool
+) -> dict[str, int]:
     return {
         "channels": channels,
         "groups": groups,
+        "border": border,
         "chunk_pixels": plan.chunk,
         "padded_chunks": plan.chunks,
         "block_channels": plan.channels,
@@ -362,6 +419,7 @@ def _apply_constants(plan: _Split, channels: int, groups: int, silu: bool, shift
 def _whole_kernel(
     out: tl.tensor,
     x: tl.tensor,
+    beside: tl.tensor,
     weight: tl.tensor,
     bias: tl.tensor,
     shift: tl.tensor,
@@ -370,6 +428,7 @@ def _whole_kernel(
     eps: tl.tensor,
     channels: tl.constexpr,
     groups: tl.constexpr,
+    border: tl.constexpr,
     run: tl.constexpr,
     padded_run: tl.constexpr,
     width: tl.constexpr,
@@ -390,8 +449,8 @@ def _whole_kernel(
     which = tl.minimum(lane // a_group, padded_run - 1)
     scale, offset, added = _of_channels(weight, bias, shift, row * shift_row + channel, channel, is_channel, shifted)
     mean, m2 = _moments(
-        x + picture, added, channel, is_channel, which, group, 0, pixels,
-        channels, a_group, width, step_pixels, steps, padded_pixels,
+        x, beside, row, added, channel, is_channel, which, group, 0, pixels,
+        channels, border, a_group, width, step_pixels, steps, padded_pixels,
     )  # fmt: skip
     factor = tl.rsqrt(m2 / (a_group * pixels) + eps)
     centre, slope = tl.gather(mean, which, 0) - added, scale * tl.gather(factor, which, 0)
@@ -399,7 +458,8 @@ def _whole_kernel(
         pixel = start + tl.arange(0, apply_pixels)
         inside = (pixel < pixels)[:, None] & is_channel[None, :]
         place = picture + pixel[:, None] * channels + channel[None, :]
-        values = tl.load(x + place, mask=inside, other=0.0)  # again, from the cache of the multiprocessor
+        source = _places(x, beside, row, pixels, pixel, channel, channels, border) if border else x + place
+        values = tl.load(source, mask=inside, other=0.0)  # again, from the cache of the multiprocessor
         tl.store(out + place, _normalised(values, centre, slope, offset, silu), mask=inside)
 
 
@@ -407,12 +467,14 @@ def _whole_kernel(
 def _moments_kernel(
     moments: tl.tensor,
     x: tl.tensor,
+    beside: tl.tensor,
     shift: tl.tensor,
     shift_row: tl.tensor,
     rows: tl.tensor,
     pixels: tl.tensor,
     channels: tl.constexpr,
     groups: tl.constexpr,
+    border: tl.constexpr,
     run: tl.constexpr,
     padded_run: tl.constexpr,
     width: tl.constexpr,
@@ -430,8 +492,8 @@ def _moments_kernel(
     which = tl.minimum(lane // a_group, padded_run - 1)
     added = _added(shift, row * shift_row + channel, is_channel, shifted)
     mean, m2 = _moments(
-        x + row * pixels * channels, added, channel, is_channel, which, group, tl.program_id(1) * chunk_pixels, pixels,
-        channels, a_group, width, step_pixels, steps, chunk_pixels,
+        x, beside, row, added, channel, is_channel, which, group, tl.program_id(1) * chunk_pixels, pixels,
+        channels, border, a_group, width, step_pixels, steps, chunk_pixels,
     )  # fmt: skip
     group += tl.program_id(0) * run
     is_group = (tl.arange(0, padded_run) < run) & (group < groups)
@@ -444,6 +506,7 @@ def _moments_kernel(
 def _apply_kernel(
     out: tl.tensor,
     x: tl.tensor,
+    beside: tl.tensor,
     weight: tl.tensor,
     bias: tl.tensor,
     shift: tl.tensor,
@@ -454,6 +517,7 @@ def _apply_kernel(
     eps: tl.tensor,
     channels: tl.constexpr,
     groups: tl.constexpr,
+    border: tl.constexpr,
     chunk_pixels: tl.constexpr,
     padded_chunks: tl.constexpr,
     block_channels: tl.constexpr,
@@ -470,7 +534,8 @@ def _apply_kernel(
     is_channel = channel < channels
     inside = (pixel < pixels)[:, None] & is_channel[None, :]
     place = row * pixels * channels + pixel[:, None] * channels + channel[None, :]
-    values = tl.load(x + place, mask=inside, other=0.0)  # on its way while the chunks are joined
+    source = _places(x, beside, row, pixels, pixel, channel, channels, border) if border else x + place
+    values = tl.load(source, mask=inside, other=0.0)  # on its way while the chunks are joined
 
     scale, offset, added = _of_channels(weight, bias, shift, row * shift_row + channel, channel, is_channel, shifted)
     first = tl.program_id(0) * block_channels // a_group
@@ -484,8 +549,37 @@ def _apply_kernel(
 
 
 @jit
+def _places(
+    x: tl.tensor,
+    beside: tl.tensor,
+    row: tl.tensor,
+    pixels: tl.tensor,
+    pixel: tl.tensor,
+    channel: tl.tensor,
+    channels: tl.constexpr,
+    border: tl.constexpr,
+) -> tl.tensor:
+    """Addresses [pixels, channels] of a picture's values, of which those from the border on are beside x.
+
+    Whole addresses are chosen: from a chosen distance between pixels the compiler would not see that neighbouring
+    channels are neighbours in memory, and read them one by one.
+    """
+    if border:
+        rest: tl.constexpr = channels - border
+        left = (x + row * pixels * border + channel)[None, :] + pixel[:, None] * border
+        right = (beside + row * pixels * rest + (channel - border))[None, :] + pixel[:, None] * rest
+        # No piece of 8 lanes is of both. The compiler compares this with alignments in bytes, so 16 is said; wider than
+        # 8 lanes it reads in no case, as they are 16 bytes, and beside no address that is not a multiple of as much.
+        is_left = tl.max_constancy((channel < border)[None, :], [1, 16])
+        return tl.where(is_left, left, right)
+    return x + row * pixels * channels + (pixel[:, None] * channels + channel[None, :])
+
+
+@jit
 def _moments(
-    picture: tl.tensor,
+    x: tl.tensor,
+    beside: tl.tensor,
+    row: tl.tensor,
     added: tl.tensor,
     channel: tl.tensor,
     is_channel: tl.tensor,
@@ -494,6 +588,7 @@ def _moments(
     first: tl.tensor,
     pixels: tl.tensor,
     channels: tl.constexpr,
+    border: tl.constexpr,
     a_group: tl.constexpr,
     width: tl.constexpr,
     step_pixels: tl.constexpr,
@@ -505,7 +600,12 @@ def _moments(
     `which` [channels] names each channel's group. The first pixel is read twice: as a tile of equal rows, so that every
     thread has its own part and waits for no exchange before it reads the rest, and for the sums by channel.
     """
-    head = picture + first * channels + channel
+    if border:
+        rest: tl.constexpr = channels - border
+        left, right = x + (row * pixels + first) * border, beside + (row * pixels + first) * rest
+        head = tl.where(tl.max_constancy(channel < border, [16]), left + channel, right + (channel - border))
+    else:
+        head = x + row * pixels * channels + first * channels + channel
     every_row = tl.zeros((step_pixels, 1), tl.int32)
     anchors = tl.load(head[None, :] + every_row, mask=is_channel[None, :], other=0.0).to(tl.float32)
     anchor = tl.load(head, mask=is_channel, other=0.0).to(tl.float32)
@@ -515,8 +615,8 @@ def _moments(
         for step in tl.static_range(steps):
             pixel = first + start + step * step_pixels + tl.arange(0, step_pixels)
             inside = (pixel < pixels)[:, None] & is_channel[None, :]
-            place = pixel[:, None] * channels + channel[None, :]
-            values = tl.load(picture + place, mask=inside, other=0.0).to(tl.float32)
+            place = _places(x, beside, row, pixels, pixel, channel, channels, border)
+            values = tl.load(place, mask=inside, other=0.0).to(tl.float32)
             deviation = tl.where(inside, values - anchors, 0.0)
             totals += deviation
             squares += deviation * deviation
@@ -602,80 +702,98 @@ class _Stage(NamedTuple):
     side: int
     taken: tuple[int, ...]  # channels of what resnets take
     inner: int  # channels after their first convolution, where the time embedding is added
+    joined: tuple[tuple[int, int], ...]  # what resnets take beside a skip connection
     is_attended: bool = True  # a transformer normalises the inner channels, too
 
 
 _STAGES = (
     # Stable Diffusion's UNet for 512 x 512 pixels
-    _Stage(32, 64, (320, 640, 960), 320),
-    _Stage(32, 32, (320, 640, 960, 1280, 1920), 640),
-    _Stage(32, 16, (640, 1280, 1920, 2560), 1280),
-    _Stage(32, 8, (1280, 2560), 1280),
+    _Stage(32, 64, (320, 640, 960), 320, ((640, 320), (320, 320))),
+    _Stage(32, 32, (320, 640, 960, 1280, 1920), 640, ((1280, 640), (640, 640), (640, 320))),
+    _Stage(32, 16, (640, 1280, 1920, 2560), 1280, ((1280, 1280), (1280, 640))),
+    _Stage(32, 8, (1280, 2560), 1280, ((1280, 1280),)),
     # the embedded model's
-    _Stage(16, 32, (64, 128, 160), 64, is_attended=False),
-    _Stage(16, 16, (64, 96, 160, 256), 96),
-    _Stage(16, 8, (96, 160, 256, 320), 160),
+    _Stage(16, 32, (64, 128, 160), 64, ((96, 64), (64, 64)), is_attended=False),
+    _Stage(16, 16, (64, 96, 160, 256), 96, ((160, 96), (96, 64))),
+    _Stage(16, 8, (96, 160, 256, 320), 160, ((160, 160), (160, 96))),
 )
 
 
+class _Form(NamedTuple):
+    """What a group normalisation does besides."""
+
+    channels: int
+    border: int = 0
+    silu: bool = True
+    shifted: bool = False
+
+
 def variants() -> list[Variant]:
-    """The compiled forms of the models' shapes in float16. Where nothing is added `shift` may be null."""
+    """The compiled forms of the models' shapes in float16. Where nothing is added `shift` may be null.
+
+    Where nothing is beside x `beside` may be null.
+    """
     found: dict[str, Variant] = {}
     for stage in _STAGES:
-        forms = [(channels, True, False) for channels in stage.taken] + [(stage.inner, True, True)]
-        forms += [(stage.inner, False, False)] if stage.is_attended else []
-        for channels, silu, shifted in forms:
-            plan = _plan(stage.side**2, channels, stage.groups)
+        forms = [_Form(channels) for channels in stage.taken]
+        forms += [
+            _Form(sum(pair), border=pair[0], shifted=shifted) for pair in stage.joined for shifted in (False, True)
+        ]
+        forms += [_Form(stage.inner, shifted=True), _Form(stage.inner, silu=False)][: 1 + stage.is_attended]
+        for form in forms:
+            plan = _plan(stage.side**2, form.channels, stage.groups)
             if isinstance(plan, _Whole):
-                made = [_whole_variant(plan, channels, stage, silu, shifted)]
+                made = [_whole_variant(plan, stage, form)]
             else:
-                made = _split_variants(plan, channels, stage, silu, shifted)
+                made = _split_variants(plan, stage, form)
             found |= {item.name: item for item in made}
     return list(found.values())
 
 
-def _whole_variant(plan: _Whole, channels: int, stage: _Stage, silu: bool, shifted: bool) -> Variant:
-    constants = _whole_constants(plan, channels, stage.groups, silu, shifted)
+def _whole_variant(plan: _Whole, stage: _Stage, form: _Form) -> Variant:
+    constants = _whole_constants(plan, form.channels, stage.groups, form.border, form.silu, form.shifted)
+    pointers = ("out", "x", "beside", "weight", "bias", "shift")
     return Variant(
-        name=_name("group_norm", channels, stage, silu, shifted),
+        name=_name("group_norm", stage, form),
         kernel=_whole_kernel,
-        signature=_signature(("out", "x", "weight", "bias", "shift"), ("shift_row", "pixels"), constants, eps=True),
+        signature=_signature(pointers, ("shift_row", "pixels"), constants, eps=True),
         constants=constants,
         grid=("cdiv(groups, run)", "rows", "1"),
-        aligned=("out", "x", "weight", "bias", "shift", "shift_row", "pixels"),
+        aligned=(*pointers, "shift_row", "pixels"),
         num_warps=_NUM_WARPS,
     )
 
 
-def _split_variants(plan: _Split, channels: int, stage: _Stage, silu: bool, shifted: bool) -> list[Variant]:
+def _split_variants(plan: _Split, stage: _Stage, form: _Form) -> list[Variant]:
     """The first launch is the same with SiLU and without."""
-    first = _moments_constants(plan, channels, stage.groups, shifted)
-    second = _apply_constants(plan, channels, stage.groups, silu, shifted)
+    channels, groups, border = form.channels, stage.groups, form.border
+    first = _moments_constants(plan, channels, groups, border, form.shifted)
+    second = _apply_constants(plan, channels, groups, border, form.silu, form.shifted)
+    pointers = ("out", "x", "beside", "weight", "bias", "shift", "moments")
+    sizes = ("shift_row", "rows", "pixels")
     return [
         Variant(
-            name=_name("group_moments", channels, stage, False, shifted),
+            name=_name("group_moments", stage, form._replace(silu=False)),
             kernel=_moments_kernel,
-            signature={"moments": "*fp32"} | _signature(("x", "shift"), ("shift_row", "rows", "pixels"), first),
+            signature={"moments": "*fp32"} | _signature(("x", "beside", "shift"), sizes, first),
             constants=first,
             grid=("cdiv(groups, run)", "cdiv(pixels, chunk_pixels)", "rows"),
-            aligned=("moments", "x", "shift", "shift_row", "pixels"),
+            aligned=("moments", "x", "beside", "shift", "shift_row", "pixels"),
         ),
         Variant(
-            name=_name("group_norm", channels, stage, silu, shifted),
+            name=_name("group_norm", stage, form),
             kernel=_apply_kernel,
-            signature=_signature(
-                ("out", "x", "weight", "bias", "shift", "moments"), ("shift_row", "rows", "pixels"), second, eps=True
-            )
-            | {"moments": "*fp32"},
+            signature=_signature(pointers, sizes, second, eps=True) | {"moments": "*fp32"},
             constants=second,
             grid=("cdiv(channels, block_channels)", "cdiv(pixels, block_pixels)", "rows"),
-            aligned=("out", "x", "weight", "bias", "shift", "moments", "shift_row", "pixels"),
+            aligned=(*pointers, "shift_row", "pixels"),
         ),
     ]
 
 
-def _name(kernel: str, channels: int, stage: _Stage, silu: bool, shifted: bool) -> str:
-    steps = f"{'_shift' if shifted else ''}{'_silu' if silu else ''}"
+def _name(kernel: str, stage: _Stage, form: _Form) -> str:
+    steps = f"{'_shift' if form.shifted else ''}{'_silu' if form.silu else ''}"
+    channels = f"{form.border}+{form.channels - form.border}" if form.border else str(form.channels)
     return f"{kernel}{steps}_{channels}x{stage.side}x{stage.side}_of_{stage.groups}_fp16"
 
 

@@ -14,16 +14,18 @@ from steploom_kernels.launch_recipe import Kernel, read_manifest
 
 pytest.importorskip("triton")
 
-# One compiled form of each kernel, without the interpreter, for an H100.
+# One compiled form of each kernel, and the last that reads from two tensors, without the interpreter, for an H100.
 EXPORT = """
 import sys
 from pathlib import Path
 from steploom_kernels.aot import export
 from steploom_kernels.operations import all_variants
-first = {}
+one, two = {}, {}
 for variant in all_variants():
-    first.setdefault(variant.kernel, variant)
-export(first.values(), [90], Path(sys.argv[1]), print)
+    one.setdefault(variant.kernel, variant)
+    if variant.constants.get("border"):
+        two[variant.kernel] = variant
+export([*one.values(), *two.values()], [90], Path(sys.argv[1]), print)
 """
 # Whole pieces of 16 bytes a thread: without them a kernel that only waits for memory is at half its speed.
 WIDE_READ = re.compile(r"ld\.global\S*\.v(4\.b32|2\.b64)")

@@ -51,6 +51,15 @@ WIDTHS = [
 ]
 
 
+# n, channels, channels beside, h, w, groups
+BESIDE = [
+    (2, 24, 36, 5, 7, 3),  # one launch; twenty channels a group: the border is within the second
+    (1, 640, 320, 2, 2, 32),  # Stable Diffusion's most uneven pair, thirty channels a group
+    (1, 8, 72, 24, 30, 8),  # two launches; ten channels a group, the border in the first block of 64
+    (1, 64, 1, 32, 30, 5),  # the same; one channel beside, lanes left over
+]
+
+
 def random(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -263,6 +272,67 @@ def test_rows_of_the_shift_may_be_apart_or_the_same(
     assert_close(pictures.run(shifted=True), pictures.exact(shifted=True))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shifted"), [(torch.float16, False), (torch.float16, True), (torch.bfloat16, True), (torch.float32, True)]
+)
+@pytest.mark.parametrize("shape", BESIDE, ids=str)
+def test_side_by_side_is_bit_for_bit_the_concatenation(
+    shape: tuple[int, int, int, int, int, int], dtype: torch.dtype, shifted: bool, device: torch.device
+) -> None:
+    n, left, right, height, width, groups = shape
+    pictures = Pictures((n, left + right, height, width, groups), dtype, device)
+    joined = pictures.run(silu=True, shifted=shifted)
+    x, beside = (part.contiguous(memory_format=torch.channels_last) for part in pictures.x.tensor_split([left], 1))
+    shift = pictures.shift if shifted else None
+    out = torch.full_like(pictures.x, torch.nan)
+    arguments = x, pictures.weight, pictures.bias, groups
+    assert group_norm_triton(*arguments, silu=True, shift=shift, beside=beside, out=out) is out
+    assert torch.equal(out, joined)
+    fresh = group_norm_triton(*arguments, silu=True, shift=shift, beside=beside)
+    assert torch.equal(fresh, joined)
+    assert fresh.stride() == joined.stride()
+
+
+def test_tokens_side_by_side(device: torch.device) -> None:
+    pictures = Pictures((2, 24, 5, 7, 2), torch.float16, device)
+    tokens = pictures.x.permute(0, 2, 3, 1).flatten(1, 2)
+    x, beside = (part.contiguous() for part in tokens.tensor_split([16], 2))
+    result = group_norm_triton(x, pictures.weight, pictures.bias, 2, beside=beside)
+    assert torch.equal(result, pictures.run(tokens))
+
+
+def test_both_forms_are_there_side_by_side() -> None:
+    plans = [module._plan(h * w, left + right, groups) for _, left, right, h, w, groups in BESIDE]
+    assert [isinstance(plan, module._Whole) for plan in plans] == [True, True, False, False]
+
+
+def test_what_group_norm_side_by_side_refuses(device: torch.device) -> None:
+    pictures = Pictures((2, 24, 5, 7, 3), torch.float16, device)
+    weight, bias = pictures.weight, pictures.bias
+    x, beside = (part.contiguous(memory_format=torch.channels_last) for part in pictures.x.tensor_split([16], 1))
+    with pytest.raises(ValueError, match=r"^beside must be channels last"):
+        group_norm_triton(x, weight, bias, 3, beside=beside.contiguous())
+    with pytest.raises(ValueError, match=r"^beside is \[1, 8, 5, 7\], must be \[2, any, 5, 7\]"):
+        group_norm_triton(x, weight, bias, 3, beside=beside[:1])
+    with pytest.raises(ValueError, match=r"^beside is torch\.float32"):
+        group_norm_triton(x, weight, bias, 3, beside=beside.float())
+    odd = x[:, :12].contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=r"^x has 12 channels, must be a multiple of 8"):
+        group_norm_triton(odd, weight, bias, 3, beside=odd)
+    with pytest.raises(ValueError, match=r"^groups is 16"):  # cuts x, and not both
+        group_norm_triton(x, weight, bias, 16, beside=beside)
+    with pytest.raises(ValueError, match=r"^weight is \[16\]"):
+        group_norm_triton(x, weight[:16], bias, 3, beside=beside)
+    with pytest.raises(ValueError, match=r"^shift is \[2, 16\]"):
+        group_norm_triton(x, weight, bias, 3, beside=beside, shift=pictures.shift[:, :16])
+    with pytest.raises(ValueError, match=r"^out is \[2, 16, 5, 7\]"):
+        group_norm_triton(x, weight, bias, 3, beside=beside, out=x)
+    with pytest.raises(ValueError, match=r"^out is torch\.float32"):
+        group_norm_triton(x, weight, bias, 3, beside=beside, out=pictures.x.float())
+    with pytest.raises(ValueError, match=r"^out must be channels last"):
+        group_norm_triton(x, weight, bias, 3, beside=beside, out=pictures.x.contiguous())
+
+
 def test_no_pictures(device: torch.device) -> None:
     pictures = Pictures(WHOLE[0], torch.float16, device)
     assert pictures.run(pictures.x[:0]).shape == (0, 64, 8, 8)
@@ -276,6 +346,9 @@ def test_group_norm_of_a_cpu_tensor() -> None:
     assert group_norm(*arguments, eps=1e-3, silu=True, shift=pictures.shift, out=out) is out
     assert torch.equal(out, group_norm_reference(*arguments, eps=1e-3, silu=True, shift=pictures.shift))
     assert torch.equal(group_norm(*arguments), group_norm_reference(*arguments))
+    halves = pictures.x.tensor_split([32], 1)
+    beside = group_norm(halves[0], pictures.weight, pictures.bias, 16, beside=halves[1])
+    assert torch.equal(beside, group_norm_reference(*arguments))
 
 
 class Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,13 @@ class Place:
 UNET = (Level(64, 320, 32), Level(32, 640, 32), Level(16, 1280, 32), Level(8, 1280, 32))
 # Where a skip connection was joined on: the widest input of a level.
 UNET_JOINED = (Level(64, 960, 32), Level(32, 1920, 32), Level(16, 2560, 32), Level(8, 2560, 32))
+# Channels of a level and of the skip connection that is joined on, first level first.
+UNET_PAIRS = (
+    ((640, 320), (320, 320)),
+    ((1280, 640), (640, 640), (640, 320)),
+    ((1280, 1280), (1280, 640)),
+    ((1280, 1280),),
+)
 # The embedded model, 128 x 128 pixels.
 EMBEDDED = (Level(32, 64, 16, is_transformer=False), Level(16, 96, 16), Level(8, 160, 16))
 ROWS = (12, 24, 3, 1)  # four jobs of three rows first
@@ -57,6 +64,14 @@ def places(*, joined: bool = False, transformers: bool = False) -> Iterator[Plac
         if joined:
             yield from (Place(level, rows, 1 + _rank(rows, index)) for index, level in enumerate(UNET_JOINED))
         yield from (Place(level, rows, 4) for level in EMBEDDED if level.is_transformer or not transformers)
+
+
+def pairs() -> Iterator[tuple[Place, int]]:
+    """All levels of the UNet with a skip connection joined on, and how many channels come before it."""
+    for rows in ROWS:
+        for index, (level, joined) in enumerate(zip(UNET, UNET_PAIRS, strict=True)):
+            for pair in joined:
+                yield Place(replace(level, channels=sum(pair)), rows, _rank(rows, index)), pair[0]
 
 
 def _rank(rows: int, index: int) -> int:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from steploom_kernels.bench import rivals
 from steploom_kernels.bench.case import TOLERANCES, Case
-from steploom_kernels.bench.shapes import Place, normal, picture, places, scale_and_offset
+from steploom_kernels.bench.shapes import Place, normal, pairs, picture, places, scale_and_offset
 from steploom_kernels.group_norm import group_norm, group_norm_reference
 from steploom_kernels.layer_norm import add_layer_norm, add_layer_norm_reference, layer_norm, layer_norm_reference
 
@@ -26,6 +26,8 @@ def cases() -> Iterator[Case]:
         yield _group_norm(place, "group_norm_silu", _RESNET_EPS, silu=True)
     for place in places():
         yield _group_norm_shift(place)
+    for place, border in pairs():
+        yield _group_norm_beside(place, border)
     for place in places(transformers=True):
         yield _group_norm(place, "group_norm", _TRANSFORMER_EPS, silu=False)
         yield _layer_norm(place)
@@ -90,6 +92,39 @@ def _group_norm_shift(place: Place) -> Case:
         eager=eager,
         reference=reference,
         num_bytes=_VALUE * (2 * _values(place) + (place.rows + 2) * channels),
+        tolerance=TOLERANCES[torch.float16],
+        rank=place.rank,
+    )
+
+
+def _group_norm_beside(place: Place, border: int) -> Case:
+    """The first norm of a resnet that takes a skip connection beside its input."""
+    level, rest = place.level, place.level.channels - border
+
+    def make(device: torch.device, generator: torch.Generator) -> tuple[Tensor, ...]:
+        shapes = [(place.rows, level.side, level.side, channels) for channels in (border, rest)]
+        pair = (normal(device, generator, *shape).permute(0, 3, 1, 2) for shape in shapes)
+        return *pair, *scale_and_offset(device, generator, level.channels)
+
+    def eager(x: Tensor, beside: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        joined = torch.cat([x, beside], 1)
+        return functional.silu(functional.group_norm(joined, level.groups, weight, bias, _RESNET_EPS))
+
+    def run(x: Tensor, beside: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return group_norm(x, weight, bias, level.groups, eps=_RESNET_EPS, silu=True, beside=beside)
+
+    def reference(*inputs: Tensor) -> Tensor:
+        x, beside, weight, bias = (each.double() for each in inputs)
+        return group_norm_reference(x, weight, bias, level.groups, eps=_RESNET_EPS, silu=True, beside=beside)
+
+    return Case(
+        op="group_norm_beside_silu",
+        shape=f"{place.rows} x {level.side}x{level.side} x {border}+{rest} fp16",
+        make=make,
+        run=run,
+        eager=eager,
+        reference=reference,
+        num_bytes=_VALUE * (2 * _values(place) + 2 * level.channels),
         tolerance=TOLERANCES[torch.float16],
         rank=place.rank,
     )
