@@ -39,7 +39,7 @@ class Script:
     refuse: SteploomError | None = None  # before admission
     fail: SteploomError | None = None  # after the first step
     hold_at: str = ""  # one of MOMENTS: wait there until `resume`, or the end of the job
-    release_s: float = 0.0  # seconds for which a cancelled job's region is still written to
+    writes_late: bool = False  # a cancelled job's region is in use until `release`, and written to then
     end_early: bool = False  # end well, without a picture
     short_preview: bool = False  # previews lack a byte
     size_off: int = 0  # pixels by which the picture is too high
@@ -69,8 +69,10 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         self.is_draining = False
         self.requests: list[batcher_pb2.SubmitRequest] = []  # all that came
         self.num_cancelled = 0
+        self.num_held = 0  # jobs that wait at the moment at which the script holds
         self.resume = asyncio.Event()
-        self.reached = asyncio.Event()  # the moment at which the script holds
+        self.release = asyncio.Event()
+        self.reached = asyncio.Event()  # the moment at which the script holds, by one job at least
         self.port = 0  # once started
         self._jobs: dict[str, _Job] = {}
         self._views = ArenaViews(arena_dir)
@@ -85,8 +87,8 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
     def play(self, **script: Any) -> None:
         """Changes the script, for jobs that come from now on."""
         self.script = Script(**script)
-        self.resume.clear()
-        self.reached.clear()
+        for event in (self.resume, self.release, self.reached):
+            event.clear()
 
     async def start(self) -> None:
         """Listens."""
@@ -97,11 +99,11 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
 
     async def stop(self) -> None:
         """Drops everything at once, as a killed process does."""
+        if self._server:
+            await self._server.stop(None)
         for task in self._releases:
             task.cancel()
         await asyncio.gather(*self._releases, return_exceptions=True)
-        if self._server:
-            await self._server.stop(None)
         self._jobs.clear()
 
     async def Submit(
@@ -109,19 +111,20 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
     ) -> AsyncGenerator[batcher_pb2.JobEvent]:
         """Inverts the picture."""
         self.requests.append(request)
-        if self.script.refuse:
-            raise self.script.refuse
+        script = self.script
+        if script.refuse:
+            raise script.refuse
         job = self._jobs[request.job_id] = _Job()
         has_ended = False
         try:
-            async for event in self._events(request, job, self.script):
+            async for event in self._events(request, job, script):
                 yield event
             has_ended = True
         finally:
             if has_ended:
                 self._free(request.job_id)
             else:
-                self._cancelled(request, self.script.release_s)
+                self._cancelled(request, script.writes_late)
 
     async def Cancel(self, request: batcher_pb2.CancelRequest, context: Context) -> batcher_pb2.CancelResponse:
         """Ends a job; returns when its regions are free."""
@@ -161,7 +164,7 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         await self._moment("started", job, script)
         for step in range(1, steps + 1):
             if not request.without_progress:
-                yield Event(step=self._step(request, step, steps))
+                yield Event(step=self._step(request, step, steps, script.short_preview))
             await self._moment("stepped", job, script)
             if script.fail:
                 raise script.fail
@@ -172,21 +175,25 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
     async def _moment(self, name: str, job: _Job, script: Script) -> None:
         if script.hold_at != name:
             return
-        self.reached.set()
         waits = [asyncio.create_task(event.wait()) for event in (self.resume, job.is_cancelled)]
+        self.num_held += 1
+        self.reached.set()
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self.num_held -= 1
             for wait in waits:
                 wait.cancel()
         if job.is_cancelled.is_set():
             raise JobCancelled("cancelled")
 
-    def _step(self, request: batcher_pb2.SubmitRequest, step: int, steps: int) -> batcher_pb2.JobEvent.Step:
+    def _step(
+        self, request: batcher_pb2.SubmitRequest, step: int, steps: int, is_short: bool
+    ) -> batcher_pb2.JobEvent.Step:
         event = Event.Step(step=step, steps=steps)
         if request.preview_every and step % request.preview_every == 0:
             event.preview.CopyFrom(_inline(255 - self._picture(request)[::2, ::2]))
-            if self.script.short_preview:
+            if is_short:
                 event.preview.inline = event.preview.inline[:-1]
         return event
 
@@ -211,18 +218,18 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
     def _output(self, request: batcher_pb2.SubmitRequest) -> Pixels:
         return self._views.picture(_region(request.output), request.pixels.height, request.pixels.width)
 
-    def _cancelled(self, request: batcher_pb2.SubmitRequest, release_s: float) -> None:
+    def _cancelled(self, request: batcher_pb2.SubmitRequest, writes_late: bool) -> None:
         self.num_cancelled += 1
-        if not release_s:
+        if not writes_late:
             self._free(request.job_id)
             return
-        task = asyncio.create_task(self._write_late(request, release_s))
+        task = asyncio.create_task(self._write_late(request))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
 
-    async def _write_late(self, request: batcher_pb2.SubmitRequest, release_s: float) -> None:
+    async def _write_late(self, request: batcher_pb2.SubmitRequest) -> None:
         """A decode that was under way when the job was cancelled."""
-        await asyncio.sleep(release_s)
+        await self.release.wait()
         if request.HasField("output"):
             self._output(request)[:] = _GARBAGE
         self._free(request.job_id)

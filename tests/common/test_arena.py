@@ -93,7 +93,7 @@ from steploom_common.arena import ArenaViews, RegionRef
 views = ArenaViews(Path({str(tmp_path)!r}))
 views.picture({block.output!r}, 4, 5)[:] = views.picture({block.input!r}, 4, 5) + 1
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert (arena.read(block.output, HEIGHT, WIDTH) == 8).all()
     assert (arena.read(block.input, HEIGHT, WIDTH) == 7).all()
 

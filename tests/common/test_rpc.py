@@ -160,7 +160,7 @@ async def test_a_cancelled_stream_is_closed_at_once(served: Served, num_read: in
         await call.wait_for_connection()
     call.cancel()
     if num_read:
-        await asyncio.wait_for(served.service.closed.wait(), 5)
+        await asyncio.wait_for(served.service.closed.wait(), 60)
 
 
 async def test_a_taken_port_is_refused() -> None:
@@ -210,10 +210,10 @@ async def test_signals_ask_and_then_force() -> None:
     shutdown = Shutdown()
     shutdown.listen()
     os.kill(os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(shutdown.requested.wait(), 5)
+    await asyncio.wait_for(shutdown.requested.wait(), 60)
     assert not shutdown.forced.is_set()
     os.kill(os.getpid(), signal.SIGINT)
-    await asyncio.wait_for(shutdown.forced.wait(), 5)
+    await asyncio.wait_for(shutdown.forced.wait(), 60)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().remove_signal_handler(number)
 
@@ -221,13 +221,13 @@ async def test_signals_ask_and_then_force() -> None:
 async def test_grace_ends_with_the_work_the_time_or_the_second_signal() -> None:
     before = asyncio.all_tasks()
     shutdown = Shutdown()
-    assert await shutdown.grace(asyncio.sleep(0), 5)
+    assert await shutdown.grace(asyncio.sleep(0), 60)
     assert not await shutdown.grace(asyncio.Event().wait(), 0.01)
     shutdown.signal()
-    waiting = asyncio.create_task(shutdown.grace(asyncio.Event().wait(), 60))
+    waiting = asyncio.create_task(shutdown.grace(asyncio.Event().wait(), 600))
     await asyncio.sleep(0)
     shutdown.signal()
-    assert not await asyncio.wait_for(waiting, 5)
+    assert not await asyncio.wait_for(waiting, 60)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
 
@@ -237,4 +237,4 @@ async def test_work_that_fails_within_the_grace_raises() -> None:
         raise KeyError("work")
 
     with pytest.raises(KeyError):
-        await Shutdown().grace(fail(), 5)
+        await Shutdown().grace(fail(), 60)

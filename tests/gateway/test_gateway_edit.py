@@ -83,7 +83,7 @@ async def test_deadline_becomes_an_absolute_time(house: House) -> None:
 async def test_same_request_id_twice_at_once_is_two_jobs(house: House) -> None:
     house.batcher.play(hold_at="started")
     calls = [house.stub.Edit(request(request_id="twin")) for _ in range(2)]
-    await house.batcher.reached.wait()
+    assert await eventually(lambda: house.batcher.num_held == 2)
     house.batcher.resume.set()
     assert [(await call).request_id for call in calls] == ["twin", "twin"]
     assert len({job.job_id for job in house.batcher.requests}) == 2

@@ -23,15 +23,9 @@ from steploom_protos.v1 import image_pb2_grpc
 COMMAND = [sys.executable, "-m", "steploom_gateway"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a gateway that is expected to end by itself."""
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=30)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120)
 
 
 def fails_clearly(*arguments: str, words: str) -> None:
@@ -63,45 +57,57 @@ def test_no_torch_is_imported() -> None:
         "import sys, steploom_gateway.__main__, steploom_gateway.fake_batcher;"
         "print([name for name in ('torch', 'transformers', 'diffusers') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
 
 
 class Running:
     """A gateway process over a fake batcher."""
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int, batcher: FakeBatcher) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, address: str, batcher: FakeBatcher) -> None:
         self.process = process
         self.batcher = batcher
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        self.channel = grpc.aio.insecure_channel(address)
         self.stub = image_pb2_grpc.ImageServiceStub(self.channel)
+        self._log = b""
+
+    async def says(self, words: str) -> None:
+        """Returns when the log has a line with these words."""
+        assert self.process.stderr
+        line = b"-"
+        while line and words.encode() not in line:
+            line = await asyncio.wait_for(self.process.stderr.readline(), 60)
+            self._log += line
+        assert line, self._log
 
     async def end(self) -> tuple[int | None, str]:
-        _, errors = await asyncio.wait_for(self.process.communicate(), 10)
-        return self.process.returncode, errors.decode()
+        _, rest = await asyncio.wait_for(self.process.communicate(), 60)
+        return self.process.returncode, (self._log + rest).decode()
 
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
     batcher = FakeBatcher(f"unix:{tmp_path}/batcher.sock", Path("/dev/shm"), serving_model())
     await batcher.start()
-    port = free_port()
-    arguments = ["--batcher", batcher.address, "--listen", f"127.0.0.1:{port}", "--metrics-listen", ""]
+    address = f"unix:{tmp_path}/gateway.sock"
+    arguments = ["--batcher", batcher.address, "--listen", address, "--metrics-listen", ""]
     process = await asyncio.create_subprocess_exec(*COMMAND, *arguments, stderr=asyncio.subprocess.PIPE)
-    running = Running(process, port, batcher)
-    health = health_pb2_grpc.HealthStub(running.channel).Watch(
-        health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=30
-    )
-    async for answer in health:
-        if answer.status == health_pb2.HealthCheckResponse.SERVING:
-            break
-    health.cancel()
-    yield running
-    await running.channel.close()
-    if process.returncode is None:
-        process.kill()
-        await process.wait()
-    await batcher.stop()
+    running = Running(process, address, batcher)
+    try:
+        health = health_pb2_grpc.HealthStub(running.channel).Watch(
+            health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=120
+        )
+        async for answer in health:
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                break
+        health.cancel()
+        yield running
+    finally:
+        await running.channel.close()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await batcher.stop()
 
 
 def own_arenas(running: Running) -> list[Path]:
@@ -114,7 +120,7 @@ async def test_sigterm_lets_open_edits_end(running: Running) -> None:
     await running.batcher.reached.wait()
     assert len(own_arenas(running)) == 1
     running.process.send_signal(signal.SIGTERM)
-    await asyncio.sleep(0.2)
+    await running.says("draining")
     assert (await status_of(running.stub.Edit(request()))).code() is grpc.StatusCode.UNAVAILABLE
     running.batcher.resume.set()
     await call
@@ -131,7 +137,7 @@ async def test_a_second_signal_forces_the_end(running: Running) -> None:
     end = asyncio.create_task(status_of(running.stub.Edit(request())))
     await running.batcher.reached.wait()
     running.process.send_signal(signal.SIGINT)
-    await asyncio.sleep(0.2)
+    await running.says("draining")
     running.process.send_signal(signal.SIGINT)
     assert (await end).code() is grpc.StatusCode.UNAVAILABLE
     code, log = await running.end()
@@ -145,7 +151,7 @@ async def test_a_killed_gateways_memory_is_removed_by_the_next(running: Running)
     assert len(own_arenas(running)) == 1
     os.kill(running.process.pid, signal.SIGKILL)
     await running.process.wait()
-    assert len(own_arenas(running)) == 1
     remove_stale(Path("/dev/shm"))
-    assert not own_arenas(running)
+    # any other process that makes an arena does the same, and may be at it now
+    assert await eventually(lambda: not own_arenas(running))
     assert await eventually(lambda: running.batcher.num_live == 0)

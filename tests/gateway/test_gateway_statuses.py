@@ -209,6 +209,7 @@ async def test_a_lost_batcher_is_unavailable_with_push_back(house: House, moment
     again = await status_of(house.stub.Edit(request()))
     assert again.code() is grpc.StatusCode.UNAVAILABLE
     assert await house.is_clean()
+    assert await eventually(lambda: not house.gateway.batcher.is_serving)
     await house.batcher.start()
     house.batcher.play()
     assert await eventually(lambda: house.gateway.batcher.is_serving)
@@ -219,7 +220,7 @@ async def test_too_many_open_edits_are_refused(tmp_path: Path) -> None:
     async with opened(tmp_path, max_calls=2) as house:
         house.batcher.play(hold_at="started")
         calls = [house.stub.Edit(request()) for _ in range(2)]
-        assert await eventually(lambda: house.gateway.service.num_open == 2)
+        assert await eventually(lambda: house.batcher.num_held == 2)
         error = await status_of(house.stub.Edit(request()))
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert details_of(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() == 500

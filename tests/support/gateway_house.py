@@ -46,7 +46,7 @@ class House:
         )
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Whether `condition` becomes true in time."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():
@@ -118,3 +118,15 @@ async def status_of(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value
+
+
+async def late_status_of(house: House, call: Callable[[float], Awaitable[Any]]) -> grpc.aio.AioRpcError:
+    """The error of a call whose deadline, in seconds, passes while the batcher holds its job.
+
+    A machine that stalls gets a longer one, for the job to come that far.
+    """
+    for seconds in (0.2, 2.0, 20.0):
+        error = await status_of(call(seconds))
+        if house.batcher.reached.is_set():
+            return error
+    raise AssertionError("no job came to the batcher before its deadline")
