@@ -79,8 +79,9 @@ class BatcherClient:
                 log.info("the batcher at %s is %s", self.address, "serving" if is_serving else "not serving")
                 await self._on_change(is_serving)
             retry = _FIRST_RETRY_S if is_serving else min(self._poll_s, 2 * retry)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), self._poll_s if is_serving else retry)
+            with suppress(TimeoutError):  # not wait_for, which may swallow the cancel of `close`
+                async with asyncio.timeout(self._poll_s if is_serving else retry):
+                    await self._look.wait()
 
     async def _refresh(self) -> bool:
         try:

@@ -14,7 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from steploom_common.rpc import BindError, Shutdown
+from steploom_gateway.batcher_client import BatcherClient
 from steploom_gateway.config import GatewayConfig
+from steploom_gateway.fake_batcher import FakeBatcher, serving_model
 from steploom_gateway.server import SERVICE_NAME, Gateway
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -89,14 +91,13 @@ async def test_what_outlives_the_grace_is_cut_off_with_push_back(tmp_path: Path,
         house.batcher.play(hold_at="stepped")
         calls: list[Any] = [house.stub.Edit(request()), consume(house.stub.EditStream(request()))]
         ends = [asyncio.create_task(status_of(call)) for call in calls]
-        assert await eventually(lambda: house.gateway.service.num_open == 2)
-        await house.batcher.reached.wait()
+        assert await eventually(lambda: house.batcher.num_held == 2)
         shutdown = Shutdown()
         shutdown.signal()
         drain = asyncio.create_task(house.gateway.drain(shutdown))
         if is_forced:
             shutdown.signal()
-        await asyncio.wait_for(drain, 5)
+        await asyncio.wait_for(drain, 30)
         for error in await asyncio.gather(*ends):
             assert error.code() is grpc.StatusCode.UNAVAILABLE
             assert "grpc-retry-pushback-ms" in dict(error.trailing_metadata() or ())
@@ -119,6 +120,24 @@ async def test_close_alone_ends_open_calls(tmp_path: Path) -> None:
         assert (await end).code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
     assert not arenas(tmp_path)
     assert await eventually(lambda: asyncio.all_tasks() <= before)
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_the_looks_at_the_batcher_end_even_where_one_is_about_to_begin(tmp_path: Path, turns: int) -> None:
+    batcher = FakeBatcher(f"unix:{tmp_path}/batcher.sock", tmp_path, serving_model())
+    await batcher.start()
+    client = BatcherClient(batcher.address, 60, on_change)
+    assert await eventually(lambda: client.is_serving)
+    client.look_now()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    done, _ = await asyncio.wait({asyncio.create_task(client.close())}, timeout=30)
+    assert done
+    await batcher.stop()
+
+
+async def on_change(is_serving: bool) -> None:
+    pass
 
 
 async def test_a_taken_port_is_a_bind_error(house: House, tmp_path: Path) -> None:
