@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from types import TracebackType
 
@@ -17,6 +18,9 @@ from steploom_protos.v1 import image_pb2
 log = logging.getLogger("steploom_gateway.access")
 
 _UNKNOWN = "-"
+
+_EARLY_S = 0.01  # the call's way to us
+_EARLY_SHARE = 0.01  # of the time that the call has: gRPC sends that in three digits, rounded up
 
 
 class Observation:
@@ -34,7 +38,7 @@ class Observation:
         self.timings: image_pb2.Timings | None = None  # once the picture is drawn
         self._metrics = metrics
         self._method = method
-        self._deadline_unix_s = deadline_unix_s
+        self._late_unix_s = late_from(deadline_unix_s, time.time())
         self._start = time.perf_counter()
 
     @property
@@ -66,6 +70,13 @@ class Observation:
             case SteploomError():
                 return error.status
             case asyncio.CancelledError() | GeneratorExit():  # gRPC ends a call at its deadline in this way too
-                is_late = 0 < self._deadline_unix_s <= time.time()
+                is_late = self._late_unix_s <= time.time()
                 return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED
         return grpc.StatusCode.INTERNAL
+
+
+def late_from(deadline_unix_s: float, now_unix_s: float) -> float:
+    """From when on the end of a call that came now is its deadline's doing: its caller's clock is somewhat ahead."""
+    if not deadline_unix_s:
+        return math.inf
+    return deadline_unix_s - _EARLY_S - _EARLY_SHARE * max(0.0, deadline_unix_s - now_unix_s)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from gateway_house import House, eventually, opened, request, status_of
+from gateway_house import House, eventually, late_status_of, opened, request, status_of
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from steploom_gateway.metrics import Metrics
+from steploom_gateway.observation import Observation, late_from
 from steploom_protos.v1 import image_pb2
 
 
@@ -33,7 +37,7 @@ def value(text: str, name: str, **labels: str) -> float:
 async def scrape(house: House) -> str:
     def get() -> bytes:
         address = f"http://127.0.0.1:{house.gateway.metrics_port}/metrics"
-        with urllib.request.urlopen(address, timeout=5) as answer:
+        with urllib.request.urlopen(address, timeout=60) as answer:
             return bytes(answer.read())
 
     return (await asyncio.to_thread(get)).decode()
@@ -103,7 +107,30 @@ async def test_stages_of_unfinished_edits_are_not_counted(metered: House) -> Non
 
 async def test_a_missed_deadline_is_told_from_a_cancel(metered: House) -> None:
     metered.batcher.play(hold_at="started")
-    await status_of(metered.stub.Edit(request(tier="free"), timeout=0.1))
+    # the time that is left as gRPC sends it: this caller does not look at the clock, so the gateway alone ends the call
+    await late_status_of(
+        metered,
+        lambda seconds: metered.stub.Edit(request(tier="free"), metadata=[("grpc-timeout", f"{1000 * seconds:.0f}m")]),
+    )
     assert await metered.is_clean()
-    counted = value(await scrape(metered), "steploom_gateway_requests_total", tier="free", status="DEADLINE_EXCEEDED")
-    assert counted == 1
+    text, name = await scrape(metered), "steploom_gateway_requests_total"
+    assert value(text, name, tier="free", status="DEADLINE_EXCEEDED") >= 1
+    assert value(text, name, tier="free", status="CANCELLED") == 0
+
+
+@pytest.mark.parametrize(
+    ("left_s", "status"),
+    [(None, "CANCELLED"), (60.0, "CANCELLED"), (0.005, "DEADLINE_EXCEEDED"), (-1.0, "DEADLINE_EXCEEDED")],
+)
+def test_a_call_that_ends_about_its_deadline_has_missed_it(left_s: float | None, status: str) -> None:
+    metrics = Metrics()
+    deadline_unix_s = 0.0 if left_s is None else time.time() + left_s
+    with pytest.raises(asyncio.CancelledError), Observation(metrics, "Edit", deadline_unix_s):
+        raise asyncio.CancelledError
+    text = generate_latest(metrics.registry).decode()
+    assert value(text, "steploom_gateway_requests_total", status=status) == 1
+
+
+@pytest.mark.parametrize(("left_s", "sent_s"), [(0.1, 0.1), (1.001, 1.01), (15.01, 15.1), (100.1, 101.0)])
+def test_what_rounding_adds_to_a_deadline_is_no_cancel(left_s: float, sent_s: float) -> None:
+    assert sent_s - 0.02 * sent_s - 0.02 < late_from(1000 + sent_s, 1000) - 1000 < left_s
