@@ -10,6 +10,10 @@ from steploom_batcher.types import Stage, StageCosts
 # Weight of a new measurement: a steady change of speed is followed within some twenty ticks of a bucket.
 _SMOOTHING = 0.1
 
+# A tick that took more times its estimate counts as if it took so many: a machine that stalls for a moment is no slower
+# for that, and buckets that look dear are not tried again, so that ticks would not be shared any more.
+_MOST_TIMES = 2.0
+
 # What a tick costs beside the device, in messages and planning. It decides on engines that take next to no time: with
 # ticks for nothing, sharing them would save nothing.
 _FLOOR_S = 1e-4
@@ -77,6 +81,7 @@ class CostModel:
         that a busy moment at warm-up made too large would never be tried, and so never be corrected.
         """
         table = self._seconds[stage]
-        table[bucket] += _SMOOTHING * (max(_FLOOR_S, seconds) - table[bucket])
+        counted_s = min(max(_FLOOR_S, seconds), _MOST_TIMES * table[bucket])
+        table[bucket] += _SMOOTHING * (counted_s - table[bucket])
         for other, estimate in table.items():
             table[other] = min(estimate, table[bucket]) if other < bucket else max(estimate, table[bucket])

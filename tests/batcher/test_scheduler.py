@@ -434,6 +434,16 @@ def test_a_bucket_that_was_measured_too_slow_is_corrected_by_larger_ones() -> No
     assert costs.seconds(Stage.DENOISE, 24) == pytest.approx(0.080, rel=0.01)
 
 
+def test_one_tick_during_which_the_machine_stalled_changes_little() -> None:
+    costs = CostModel(COSTS, 64)
+    costs.observe(Stage.DENOISE, 1, 5.0)
+    assert [costs.seconds(Stage.DENOISE, rows) for rows in (1, 24)] == pytest.approx([0.011, COSTS[Stage.DENOISE][24]])
+    assert costs.full_bucket(Stage.DENOISE, 0.08) == 24
+    for _ in range(40):
+        costs.observe(Stage.DENOISE, 24, 0.56)
+    assert costs.seconds(Stage.DENOISE, 24) > 0.5, "a device that is slower from now on"
+
+
 def test_costs_follow_measurements() -> None:
     costs = CostModel(COSTS, 64)
     for _ in range(60):
