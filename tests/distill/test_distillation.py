@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from steploom_distill import training
 from steploom_distill.classifier import Classifier, save_classifier
 from steploom_distill.cli import app
 from steploom_distill.config import Config, StageConfig, StudentConfig
@@ -36,6 +38,14 @@ V = ScheduleConfig(
     rescale_betas_zero_snr=True, timestep_spacing="trailing", set_alpha_to_one=True, steps_offset=0,
 )  # fmt: skip
 EPSILON = dataclasses.replace(V, prediction_type="epsilon", rescale_betas_zero_snr=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def log_of_first_steps() -> Iterator[None]:
+    """A run logs its first step and none after it, however slow the machine is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "LOG_EVERY_S", math.inf)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -89,6 +89,7 @@ def model(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models") / "tiny"
     shutil.copytree(plain, root)
     (root / "steploom.json").write_text(json.dumps({"adapters": ["few", "fewer"]}))
+    torch.manual_seed(0)
     unet = load_model(plain).unet
     for name, most in (("few", 4), ("fewer", 2)):
         adapter = Adapter(unet, [name for name, _ in linear_maps(unet) if name.endswith("to_q")], 2, True)
