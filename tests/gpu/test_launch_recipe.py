@@ -337,5 +337,5 @@ def test_other_words_are_no_targets(target: str) -> None:
 def test_a_launch_needs_neither_triton_nor_torch_nor_a_new_python(module: Any) -> None:
     ast.parse(Path(module.__file__).read_text(), feature_version=(3, 10))
     code = f"import sys, {module.__name__}\nprint(sorted({{'torch', 'triton', 'numpy'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout == "[]\n"

@@ -38,7 +38,7 @@ def find_kernels(folder: Path, *flags: str) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, *flags, "-c", KERNELS]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=True
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=True
     ).stdout
 
 
