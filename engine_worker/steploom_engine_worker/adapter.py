@@ -167,26 +167,19 @@ class RowGates:
 
     segments: list[tuple[int, slice]] = field(default_factory=list)  # adapter and its rows; they do not overlap
     scales: Tensor | None = None  # [rows, 2], text and picture guidance
-    whole: int | None = None  # the adapter of all rows, where its changes are merged into the maps
 
 
 class _GatedModule(nn.Module):
     """A linear map or convolution with the changes of all adapters."""
 
-    def __init__(
-        self, base: nn.Linear | nn.Conv2d, low_ranks: Sequence[LowRank | None], gates: RowGates, is_merged: bool
-    ) -> None:
+    def __init__(self, base: nn.Module, low_ranks: Sequence[LowRank | None], gates: RowGates) -> None:
         super().__init__()
         self.base = base
         self.low_ranks = list(low_ranks)  # by adapter; a plain list: the adapters own them
         self.gates = gates
-        self.merged = [low_rank.merged_into(base) if low_rank else base for low_rank in low_ranks] if is_merged else []
 
     def forward(self, x: Tensor) -> Tensor:
-        base = self.base if self.gates.whole is None else self.merged[self.gates.whole]
-        result: Tensor = base(x)
-        if self.gates.whole is not None:
-            return result
+        result: Tensor = self.base(x)
         for number, rows in self.gates.segments:
             low_rank = self.low_ranks[number]
             if low_rank is not None:
@@ -232,7 +225,6 @@ class AdaptedUNet(nn.Module):
 
     def __init__(self, unet: nn.Module, adapters: Sequence[Adapter], is_merged: bool = False) -> None:
         super().__init__()
-        self._is_merged = is_merged
         self.gates = RowGates()
         self.adapters = nn.ModuleList(adapters)
         self.unet = _with_shared_weights(unet)
@@ -240,11 +232,18 @@ class AdaptedUNet(nn.Module):
         for name, module in list(linear_maps(self.unet)):
             low_ranks = [by_name.get(name) for by_name in changes]
             if any(low_ranks):
-                _replace(self.unet, name, _GatedModule(module, low_ranks, self.gates, is_merged))
-        embeddings = [adapter.guidance for adapter in adapters]
+                _replace(self.unet, name, _GatedModule(module, low_ranks, self.gates))
+        self._guide(self.unet)
+        merged = adapters if is_merged else []
+        self.merged = nn.ModuleList([self._guide(merged_unet(unet, adapter)) for adapter in merged])
+
+    def _guide(self, unet: nn.Module) -> nn.Module:
+        """Lets the guidance scales into a UNet."""
+        embeddings = [cast(Adapter, adapter).guidance for adapter in self.adapters]
         if any(embeddings):
-            inner = cast(Any, self.unet)
+            inner = cast(Any, unet)
             inner.time_embedding = _GuidedTimeEmbedding(inner.time_embedding, embeddings, self.gates)
+        return unet
 
     def forward(self, sample: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """The prediction of each row under the gates that are set.
@@ -257,16 +256,26 @@ class AdaptedUNet(nn.Module):
         Returns:
             [rows, out_channels, h, w].
         """
-        self.gates.whole = self._whole(len(sample)) if self._is_merged else None
-        prediction: Tensor = self.unet(sample, timesteps, encoder_hidden_states=context, return_dict=False)[0]
+        unet = self._unet_for(len(sample))
+        prediction: Tensor = unet(sample, timesteps, encoder_hidden_states=context, return_dict=False)[0]
         return prediction
 
-    def _whole(self, rows: int) -> int | None:
-        """The adapter that has every row."""
-        if len(self.gates.segments) != 1:
-            return None
-        number, segment = self.gates.segments[0]
-        return number if segment.indices(rows) == (0, rows, 1) else None
+    def _unet_for(self, rows: int) -> nn.Module:
+        """The merged one of the adapter that has every row, if one has."""
+        if self.merged and len(self.gates.segments) == 1:
+            number, segment = self.gates.segments[0]
+            if segment.indices(rows) == (0, rows, 1):
+                return self.merged[number]
+        return self.unet
+
+
+def merged_unet(unet: nn.Module, adapter: Adapter) -> nn.Module:
+    """A UNet with an adapter's changes in its weights; what they leave alone is shared. Guidance is not in it."""
+    merged = _with_shared_weights(unet)
+    maps = dict(linear_maps(merged))
+    for name, change in adapter.changes.items():
+        _replace(merged, name, change.merged_into(maps[name]))
+    return merged
 
 
 def linear_maps(unet: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:

@@ -1,0 +1,1 @@
+"""Benchmarks of the networks on a GPU."""

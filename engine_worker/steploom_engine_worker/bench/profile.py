@@ -1,0 +1,59 @@
+"""Where a forward pass spends its time: kernels by kind, from torch's profiler."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+import torch
+
+# In this order: the first that matches a kernel's name.
+_KINDS: Mapping[str, str] = {
+    "attention": r"flash|fmha|attention|sdpa|mha_",
+    "convolution": r"conv|fprop|wgrad|implicit|xmma_f",
+    "group norm": r"group_norm|_moments_kernel|_apply_kernel|_whole_kernel|RowwiseMoments|GroupNorm",
+    "layer norm": r"layer_norm|LayerNorm",
+    "GEGLU": r"geglu",
+    "adapters": r"lora|gated_up",
+    "addition": r"^_add",
+    "matrix product": r"gemm|nvjet|cutlass|splitK|gemv|cublas",
+    "copy and layout": r"copy|nchw|nhwc|Cat|transpose|upsample|Memcpy",
+}
+
+
+def profile(run: Callable[[], object], repeats: int = 5) -> dict[str, list[tuple[str, float, float]]]:
+    """Kernels of one call by kind, longest first: name, seconds, calls."""
+    run()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(repeats):
+            run()
+        torch.cuda.synchronize()
+    kinds: dict[str, list[tuple[str, float, float]]] = defaultdict(list)
+    for event in profiler.key_averages():
+        seconds = event.self_device_time_total / 1e6 / repeats
+        if seconds > 0:
+            kinds[kind_of(event.key)].append((event.key, seconds, event.count / repeats))
+    return {kind: sorted(items, key=lambda item: -item[1]) for kind, items in kinds.items()}
+
+
+def kind_of(kernel: str) -> str:
+    """The kind of a kernel, by its name."""
+    for kind, pattern in _KINDS.items():
+        if re.search(pattern, kernel, re.IGNORECASE):
+            return kind
+    return "other"
+
+
+def markdown(kinds: Mapping[str, list[tuple[str, float, float]]], rows: int) -> str:
+    """Kinds and their longest kernels, microseconds a row."""
+    total = sum(seconds for items in kinds.values() for _, seconds, _ in items)
+    lines = ["| kind | µs a row | share | launches | longest kernels (µs a row) |", "|---|---|---|---|---|"]
+    for kind, items in sorted(kinds.items(), key=lambda item: -sum(seconds for _, seconds, _ in item[1])):
+        seconds = sum(item[1] for item in items)
+        launches = sum(item[2] for item in items)
+        longest = ", ".join(f"`{name[:60]}` {each / rows * 1e6:.1f}" for name, each, _ in items[:3])
+        lines.append(f"| {kind} | {seconds / rows * 1e6:.1f} | {seconds / total:.1%} | {launches:.0f} | {longest} |")
+    lines.append(f"| all | {total / rows * 1e6:.1f} | | | |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,307 @@
+"""The blocks of a fused UNet.
+
+The one idea: a bias that would be added to a residual sum is not added at all. It waits, as a vector known when the
+network is built, until a normalisation or an addition takes it along. So a sum costs the pass that its matrix product
+makes anyway, and a tensor that is *short of* a vector v stands for itself plus v. Each block is built with what its
+input is short of, and says in `short` what its output is short of; None is nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from steploom_engine_worker.fused.maps import Gates, Maps, tokens
+from steploom_kernels.add import add
+from steploom_kernels.geglu import geglu
+from steploom_kernels.group_norm import group_norm
+from steploom_kernels.layer_norm import layer_norm
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # see `sdpa`
+
+
+@dataclass
+class Tick:
+    """What all blocks of one forward pass read."""
+
+    rows: Gates
+    shifts: Tensor  # [n, sum of channels]: what each resnet's second norm adds, side by side
+    keys_values: Tensor  # [n, text tokens, sum of 2 * width]: of each cross-attention, side by side
+    attend: Attend
+
+
+@dataclass
+class Layout:
+    """Where each block finds its part of what `Tick` holds side by side; filled while the blocks are built."""
+
+    time_names: list[str] = field(default_factory=list)  # maps of the timestep's embedding
+    time_biases: list[Tensor] = field(default_factory=list)
+    time_width: int = 0
+    text_names: list[str] = field(default_factory=list)  # keys and values of cross-attention, in turn
+    text_width: int = 0
+
+    def reserve_time(self, name: str, bias: Tensor) -> slice:
+        """The place of a resnet's shift, to which a bias is added."""
+        start, self.time_width = self.time_width, self.time_width + len(bias)
+        self.time_names.append(name)
+        self.time_biases.append(bias)
+        return slice(start, self.time_width)
+
+    def reserve_text(self, key: str, value: str, width: int) -> slice:
+        """The place of a cross-attention's keys and values."""
+        start, self.text_width = self.text_width, self.text_width + 2 * width
+        self.text_names += [key, value]
+        return slice(start, self.text_width)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Torch's attention: of [n, tokens, heads, d] for each, into [n, tokens of q, heads, d]."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def summed(first: Tensor, *others: Tensor | None) -> Tensor:
+    """The sum of what is not None."""
+    present = [first, *(vector for vector in others if vector is not None)]
+    return torch.stack(present).double().sum(0).to(first.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Of what is short of a vector, optionally with SiLU after."""
+
+    weight: Tensor
+    bias: Tensor
+    short: Tensor | None
+
+    def __init__(self, base: nn.GroupNorm, short: Tensor | None = None, silu: bool = False) -> None:
+        super().__init__()
+        self.groups, self.eps, self.silu = base.num_groups, base.eps, silu
+        self.register_buffer("weight", base.weight.detach())
+        self.register_buffer("bias", base.bias.detach())
+        self.register_buffer("short", short)
+
+    def forward(self, x: Tensor, beside: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """Of x [n, c, h, w], with the channels of `beside` after its own; `shift` [n, c] in place of a vector."""
+        if shift is None and self.short is not None:
+            shift = self.short.expand(len(x), -1)
+        return group_norm(
+            x, self.weight, self.bias, self.groups, eps=self.eps, silu=self.silu, shift=shift, beside=beside
+        )
+
+
+class LayerNorm(nn.Module):
+    """Of what is short of a vector."""
+
+    weight: Tensor
+    bias: Tensor
+    short: Tensor | None
+
+    def __init__(self, base: nn.LayerNorm, short: Tensor | None) -> None:
+        super().__init__()
+        self.eps = base.eps
+        self.register_buffer("weight", base.weight.detach())
+        self.register_buffer("bias", base.bias.detach())
+        self.register_buffer("short", short)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of x [n, tokens, width]."""
+        return layer_norm(x, self.weight, self.bias, eps=self.eps, shift=self.short)
+
+
+class Resnet(nn.Module):
+    """Norm, SiLU, convolution, twice, beside a shortcut.
+
+    Args:
+        base: a diffusers ResnetBlock2D, of the name `name`.
+        short: what the input is short of, with the channels of a skip after its own.
+        skip_channels: of the skip beside the input.
+        is_settled: whether the output is short of nothing.
+    """
+
+    short: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        base: Any,
+        name: str,
+        maps: Maps,
+        layout: Layout,
+        short: Tensor | None,
+        skip_channels: int,
+        is_settled: bool,
+    ) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(base.norm1, short, silu=True)
+        self.conv1 = maps.convolution(f"{name}.conv1")
+        self.norm2 = GroupNorm(base.norm2, silu=True)
+        self.conv2 = maps.convolution(f"{name}.conv2")
+        self.shift_place = layout.reserve_time(f"{name}.time_emb_proj", maps.bias(f"{name}.conv1"))
+        bias = maps.bias(f"{name}.conv2")
+        self.shortcut = self.skip_shortcut = None
+        if base.conv_shortcut is not None:
+            whole = maps.dense(f"{name}.conv_shortcut").fed_short(short)
+            own = base.in_channels - skip_channels
+            self.shortcut = whole.columns(0, own)
+            if skip_channels:
+                self.skip_shortcut = whole.columns(own, base.in_channels)
+            bias = summed(bias, maps.bias(f"{name}.conv_shortcut"), whole.product())
+        else:
+            bias = summed(bias, short)
+        # an addition of its own takes the bias along
+        adds = self.shortcut is None or is_settled
+        self.register_buffer("bias", bias if adds else None)
+        self.register_buffer("short", None if adds else bias)
+
+    def forward(self, x: Tensor, tick: Tick, skip: Tensor | None = None) -> Tensor:
+        """Of x [n, c, h, w]."""
+        y = self.conv1(self.norm1(x, skip), tick.rows)
+        y = self.conv2(self.norm2(y, shift=tick.shifts[:, self.shift_place]), tick.rows)
+        if self.shortcut is None:
+            return add(y, x, self.bias, out=y)
+        into = tokens(y)
+        self.shortcut.add_to(into, tokens(x), tick.rows)
+        if self.skip_shortcut is not None and skip is not None:
+            self.skip_shortcut.add_to(into, tokens(skip), tick.rows)
+        return _add_bias(y, self.bias)
+
+
+class Attention(nn.Module):
+    """Self-attention, or attention to the text; without the addition to its input.
+
+    Args:
+        base: a diffusers Attention, of the name `name`.
+    """
+
+    def __init__(self, base: Any, name: str, maps: Maps, layout: Layout, is_cross: bool) -> None:
+        super().__init__()
+        self.heads = int(base.heads)
+        self.out = maps.dense(f"{name}.to_out.0")
+        self.bias = maps.bias(f"{name}.to_out.0")
+        key, value = f"{name}.to_k", f"{name}.to_v"
+        if is_cross:
+            self.query = maps.dense(f"{name}.to_q")
+            self.text_place: slice | None = layout.reserve_text(key, value, len(self.query.weight))
+        else:
+            self.query = maps.dense(f"{name}.to_q", key, value)
+            self.text_place = None
+
+    def add_to(self, total: Tensor, x: Tensor, tick: Tick) -> Tensor:
+        """Adds what x [n, tokens, width] attends to, short of `bias`."""
+        n, count, _ = x.shape
+        if self.text_place is None:
+            q, k, v = self.query(x, tick.rows).view(n, count, 3, self.heads, -1).unbind(2)
+        else:
+            q = self.query(x, tick.rows).view(n, count, self.heads, -1)
+            places = tick.keys_values[:, :, self.text_place]
+            k, v = places.view(n, places.shape[1], 2, self.heads, -1).unbind(2)
+        found = tick.attend(q, k, v).reshape(n, count, -1)
+        return self.out.add_to(total, found, tick.rows)
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention, attention to the text, and GEGLU; in place.
+
+    Args:
+        base: a diffusers BasicTransformerBlock, of the name `name`.
+        short: what the input is short of.
+    """
+
+    short: Tensor
+    hidden_bias: Tensor
+
+    def __init__(self, base: Any, name: str, maps: Maps, layout: Layout, short: Tensor | None) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(base.norm1, short)
+        self.attn1 = Attention(base.attn1, f"{name}.attn1", maps, layout, is_cross=False)
+        short = summed(self.attn1.bias, short)
+        self.norm2 = LayerNorm(base.norm2, short)
+        self.attn2 = Attention(base.attn2, f"{name}.attn2", maps, layout, is_cross=True)
+        short = summed(short, self.attn2.bias)
+        self.norm3 = LayerNorm(base.norm3, short)
+        self.hidden = maps.dense(f"{name}.ff.net.0.proj")
+        self.out = maps.dense(f"{name}.ff.net.2")
+        self.register_buffer("hidden_bias", maps.bias(f"{name}.ff.net.0.proj"))
+        self.register_buffer("short", summed(maps.bias(f"{name}.ff.net.2"), short))
+
+    def forward(self, x: Tensor, tick: Tick) -> Tensor:
+        """Changes x [n, tokens, width]."""
+        self.attn1.add_to(x, self.norm1(x), tick)
+        self.attn2.add_to(x, self.norm2(x), tick)
+        hidden = self.hidden(self.norm3(x), tick.rows, self.hidden_bias)
+        n, count, _ = hidden.shape
+        return self.out.add_to(x, geglu(hidden.flatten(0, 1)).view(n, count, -1), tick.rows)
+
+
+class Transformer(nn.Module):
+    """Transformer layers over the pixels of a picture, with the picture added.
+
+    Args:
+        base: a diffusers Transformer2DModel, of the name `name`.
+        short: what the input is short of.
+        is_settled: whether the output is short of nothing.
+    """
+
+    short: Tensor | None
+    bias: Tensor | None
+    in_bias: Tensor
+
+    def __init__(
+        self, base: Any, name: str, maps: Maps, layout: Layout, short: Tensor | None, is_settled: bool
+    ) -> None:
+        super().__init__()
+        self.norm = GroupNorm(base.norm, short)
+        self.proj_in = maps.dense(f"{name}.proj_in")
+        self.register_buffer("in_bias", maps.bias(f"{name}.proj_in"))
+        self.layers = nn.ModuleList()
+        inner: Tensor | None = None
+        for number, layer in enumerate(base.transformer_blocks):
+            built = TransformerLayer(layer, f"{name}.transformer_blocks.{number}", maps, layout, inner)
+            self.layers.append(built)
+            inner = built.short
+        self.proj_out = maps.dense(f"{name}.proj_out").fed_short(inner)
+        bias = summed(maps.bias(f"{name}.proj_out"), short, self.proj_out.product())
+        self.register_buffer("bias", bias if is_settled else None)
+        self.register_buffer("short", None if is_settled else bias)
+
+    def forward(self, x: Tensor, tick: Tick) -> Tensor:
+        """Changes x [n, c, h, w]."""
+        hidden = self.proj_in(tokens(self.norm(x)), tick.rows, self.in_bias)
+        for layer in self.layers:
+            hidden = layer(hidden, tick)
+        self.proj_out.add_to(tokens(x), hidden, tick.rows)
+        return _add_bias(x, self.bias)
+
+
+class Sampler(nn.Module):
+    """Half or twice the size, by a convolution. Its input is short of nothing, its output of the bias.
+
+    Args:
+        name: of diffusers' convolution.
+        scale: by which the picture is enlarged before it.
+    """
+
+    short: Tensor
+
+    def __init__(self, name: str, maps: Maps, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.conv = maps.convolution(name)
+        self.register_buffer("short", maps.bias(name))
+
+    def forward(self, x: Tensor, tick: Tick) -> Tensor:
+        """Of x [n, c, h, w]."""
+        if self.scale > 1:
+            x = functional.interpolate(x, scale_factor=float(self.scale), mode="nearest")
+        result: Tensor = self.conv(x, tick.rows)
+        return result
+
+
+def _add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    """In place, to each pixel."""
+    return x if bias is None else x.add_(bias[:, None, None])
