@@ -127,8 +127,8 @@ def test_few_steps_do_not_wait_behind_many() -> None:
 
 def test_a_request_costs_little_to_simulate() -> None:
     trace = poisson(FREE_AND_PRO[:1], 8.0, 500.0, seed=1)
-    began = time.process_time()
+    began = time.thread_time()
     run = simulate(SchedulerConfig(), [device()], trace)
-    cost_s = (time.process_time() - began) / len(trace)
+    cost_s = (time.thread_time() - began) / len(trace)
     assert run.stats.finished > 0.9 * len(trace)
     assert cost_s < 0.002  # ten times what it takes on a machine of its own
