@@ -11,6 +11,7 @@ MODULES = (
     "group_norm",
     "layer_norm",
     "add",
+    "attention",
     "geglu",
     "gelu",
     "silu",

@@ -19,7 +19,7 @@ from steploom_kernels import operations
 from steploom_kernels.bench import __main__ as command
 from steploom_kernels.bench import cases as families
 from steploom_kernels.bench.case import Case, Function, Inputs, Rival, WrongResult, check
-from steploom_kernels.bench.cases import all_cases
+from steploom_kernels.bench.cases import all_cases, all_plans
 from steploom_kernels.bench.copy_kernel import copy_triton
 from steploom_kernels.bench.harness import measure, ordered, run
 from steploom_kernels.bench.machine import num_sets, quantiles
@@ -405,6 +405,25 @@ def test_compilers_take_their_time_only_when_asked(options: list[str], names: li
     assert list(command.compilers(command._parser().parse_args(options))) == names
 
 
+def test_a_sweep_measures_plans_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = commanded(monkeypatch, FakeMachine(), case("usual"))
+    monkeypatch.setattr(command, "all_plans", lambda: [case("plan", shape="1"), case("plan", shape="2")])
+    assert main(["--sweep", "--list"]) == 0
+    assert capsys.readouterr().out == "plan 1\nplan 2\n"
+    assert main(["--sweep"]) == 0
+    assert "usual" not in capsys.readouterr().out
+    assert not command.compilers(command._parser().parse_args(["--sweep"]))
+
+
+def test_every_plan_is_measured_on_the_shape_that_it_is_for() -> None:
+    shapes = {each.shape.split(" fp16")[0] for each in all_plans()}
+    assert "12 x 4096 to 4096 x 8 heads of 40" in shapes
+    assert "12 x 256 to 77 x 8 heads of 160" in shapes
+    assert len(shapes) == 6
+
+
 def smallest() -> list[Case]:
     """Of each operation."""
     found: dict[str, Case] = {}
@@ -431,7 +450,7 @@ def test_every_kernel_module_is_measured() -> None:
 
 
 def test_names_of_cases_are_unique() -> None:
-    names = [f"{each.op} {each.shape}" for each in all_cases()]
+    names = [f"{each.op} {each.shape}" for each in [*all_cases(), *all_plans()]]
     assert len(names) == len(set(names))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -27,22 +28,47 @@ for variant in all_variants():
         two[variant.kernel] = variant
 export([*one.values(), *two.values()], [90], Path(sys.argv[1]), print)
 """
+# Attention with all powers by the unit that has them built in, and with two eighths by multiplications.
+ATTENTION = """
+import json
+from dataclasses import replace
+from steploom_kernels.aot import _compile
+from steploom_kernels.attention import variants
+plain = variants()[0]
+mixed = replace(plain, constants={**plain.constants, "polynomial": 2})
+print(json.dumps([_compile(variant, 90).asm["ptx"] for variant in (plain, mixed)]))
+"""
 # Whole pieces of 16 bytes a thread: without them a kernel that only waits for memory is at half its speed.
 WIDE_READ = re.compile(r"ld\.global\S*\.v(4\.b32|2\.b64)")
 WIDE_WRITE = re.compile(r"st\.global\S*\.v(4\.b32|2\.b64)")
-READ_WIDE = {"group_moments", "group_norm", "layer_norm", "add", "geglu", "gelu", "silu", "cast", "transpose"}
+READ_WIDE = {
+    "group_moments",
+    "group_norm",
+    "layer_norm",
+    "add",
+    "attention",
+    "geglu",
+    "gelu",
+    "silu",
+    "cast",
+    "transpose",
+}
 WRITE_WIDE = READ_WIDE - {"group_moments", "transpose"}  # a few numbers, and four channels
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("compiled")
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", EXPORT, str(path)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    run(EXPORT, str(path))
     return path
+
+
+def run(code: str, *arguments: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-P", "-c", code, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def named(kernels: tuple[Kernel, ...], names: set[str]) -> list[Kernel]:
@@ -62,6 +88,16 @@ def test_memory_is_read_and_written_in_pieces_of_16_bytes(folder: Path) -> None:
     assert narrow == set()
     narrow = {kernel.name for kernel in named(kernels, WRITE_WIDE) if not WIDE_WRITE.search(text(folder, kernel))}
     assert narrow == set()
+
+
+def test_attention_keeps_its_shares_in_registers_and_takes_each_power_once() -> None:
+    """A product's first factor that is in registers is named in braces; one in shared memory by a descriptor."""
+    plain, mixed = json.loads(run(ATTENTION))
+    products = re.findall(r"wgmma\.mma_async\S*\s+{[^}]*},\s*(\S)", plain)
+    assert products.count("{") >= 8  # four steps of 16 keys for each of two parts of the values
+    powers = [len(re.findall(r"\bex2\.", ptx)) for ptx in (plain, mixed)]
+    scores = 128 * 64 // 256  # a thread's
+    assert powers == [scores + 2, scores * 6 // 8 + 2]  # and for two rows what they shrink by
 
 
 def text(folder: Path, kernel: Kernel) -> str:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from steploom_kernels.bench.case import Case, Function
-from steploom_kernels.bench.cases import all_cases
+from steploom_kernels.bench.cases import all_cases, all_plans
 from steploom_kernels.bench.harness import ordered, run
 from steploom_kernels.bench.machine import CudaMachine
 from steploom_kernels.bench.outcome import COMPILED
@@ -27,7 +27,7 @@ AUTOTUNED = "compile max-autotune"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns 0, 1 where a kernel was wrong or failed, 2 without a CUDA device."""
     given = _parser().parse_args(arguments)
-    cases = chosen(all_cases(), given.op, is_quick=given.quick)
+    cases = all_plans() if given.sweep else chosen(all_cases(), given.op, is_quick=given.quick)
     if given.list:
         print("\n".join(f"{case.op} {case.shape}" for case in ordered(cases)))
         return 0
@@ -64,8 +64,8 @@ def _measure(cases: Sequence[Case], given: argparse.Namespace) -> int:
 
 
 def compilers(given: argparse.Namespace) -> Mapping[str, Callable[[Function], Function]]:
-    """What makes a faster function of a plain one: nothing when quick, else torch.compile, tuned too when full."""
-    modes = {} if given.quick else {COMPILED: "default"}
+    """What makes a faster function of a plain one: not when quick, else torch.compile, tuned too when full."""
+    modes = {} if given.quick or given.sweep else {COMPILED: "default"}
     modes |= {AUTOTUNED: "max-autotune-no-cudagraphs"} if given.full else {}
     return {name: partial(_compiled, mode) for name, mode in modes.items()}
 
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no further case after; default: no bound")
     parser.add_argument("--quick", action="store_true", help="one shape an operation, few repeats, no torch.compile")
     parser.add_argument("--full", action="store_true", help="also torch.compile with max-autotune: takes long")
+    parser.add_argument("--sweep", action="store_true", help="every launch plan of attention instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table")
     parser.add_argument("--list", action="store_true", help="name the cases in their order")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from steploom_kernels.bench.case import Rival
 
@@ -49,6 +52,20 @@ def liger_geglu() -> dict[str, Rival]:
         return tuple(half.contiguous() for half in x.chunk(2, dim=-1))
 
     return {"liger (tanh)": Rival(run, prepare, is_same=False)}
+
+
+def sdpa() -> dict[str, Rival]:
+    """Torch's attention on (q, k, v), each [n, tokens, heads, d], by flash attention and by cuDNN, on a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    backends = {"sdpa flash": SDPBackend.FLASH_ATTENTION, "sdpa cudnn": SDPBackend.CUDNN_ATTENTION}
+    return {name: Rival(partial(_sdpa, backend)) for name, backend in backends.items()}
+
+
+def _sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(backend):
+        apart = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return apart.transpose(1, 2)
 
 
 def _liger(name: str) -> Any:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from steploom_kernels.bench.case import Case
-from steploom_kernels.bench.cases import activations, adapters, engine, norms
+from steploom_kernels.bench.cases import activations, adapters, attention, engine, norms
 
 
 def all_cases() -> list[Case]:
     """Every case of every family."""
-    return [case for family in (norms, activations, adapters, engine) for case in family.cases()]
+    return [case for family in (norms, attention, activations, adapters, engine) for case in family.cases()]
+
+
+def all_plans() -> list[Case]:
+    """Every launch plan that might be the best, where there are several."""
+    return list(attention.sweep())
