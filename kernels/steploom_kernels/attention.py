@@ -12,6 +12,9 @@ In a narrow head powers cost as much as products: a multiprocessor has 128 multi
 clock. Some columns of a block may therefore take theirs from a polynomial on the multipliers (`power_of_two`), while
 the others wait for the unit that has powers built in. How many is a part of the plan, and decided by measurement.
 
+Hopper's tensor cores compute while a program goes on. Where the plan says so, the scores of the next block are begun
+before the powers of this one are taken (arXiv 2407.08608, section 3.2), so that both units have work.
+
 The plan depends on a head's width and the number of tokens, never on the number of pictures: a picture's result is the
 same in any batch, bit for bit.
 """
@@ -72,6 +75,7 @@ class Plan(NamedTuple):
     num_warps: int
     num_stages: int  # blocks of keys and values that are on their way or in use
     polynomial: int  # of eight groups of eight neighbouring keys, how many take their powers from the polynomial
+    ahead: bool = False  # scores of the next block are begun before the powers of this one: more registers
 
 
 def attention_triton(
@@ -151,9 +155,9 @@ def candidate_plans(width: int, tokens_k: int) -> list[Plan]:
     shapes = [(64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8)]
     if width > 96:  # accumulators leave no registers for more
         shapes = [(64, 32, 4), (64, 64, 4), (128, 32, 8), (128, 64, 8)]
-    plans = [Plan(*shape, stages, 0) for shape in shapes for stages in (2, 3)]
+    plans = [Plan(*shape, stages, 0, ahead) for shape in shapes for stages in (2, 3) for ahead in (False, True)]
     mixed = [plan for plan in plans if plan.block_n >= 64 and plan.num_stages == 2]
-    return plans + [plan._replace(polynomial=share) for plan in mixed for share in (1, 2, 3)]
+    return plans + [plan._replace(polynomial=share) for plan in mixed for share in (1, 2)]
 
 
 def _power_of_two(count: int) -> int:
@@ -178,6 +182,7 @@ def _constants(plan: Plan, width: int, tokens_k: int, piece: int) -> dict[str, i
         "block_n": plan.block_n,
         "ragged": tokens_k % plan.block_n != 0,
         "polynomial": plan.polynomial,
+        "ahead": plan.ahead,
         "piece": piece,
     }
 
@@ -208,6 +213,7 @@ def _attention_kernel(
     block_n: tl.constexpr,
     ragged: tl.constexpr,
     polynomial: tl.constexpr,
+    ahead: tl.constexpr,
     piece: tl.constexpr,
 ) -> None:
     start = tl.program_id(0).to(tl.int64) * block_m
@@ -221,19 +227,26 @@ def _attention_kernel(
     key = tl.arange(0, block_n)
     is_query = query < tokens_q - start
     q_first = _tokens(q, query, q_token * piece, is_query, True, 0, first, width)
+    q_second = q_first
     sums_first = tl.zeros((block_m, first), tl.float32)
     if second:
         q_second = _tokens(q, query, q_token * piece, is_query, True, first, second, width)
         sums_second = tl.zeros((block_m, second), tl.float32)
     largest = tl.full((block_m,), -float("inf"), tl.float32)
     total = tl.zeros((block_m,), tl.float32)
+    if ahead:
+        coming = _scores(q_first, q_second, k, key, k_token * piece, key < tokens_k, ragged, first, second, width)
     for done in range(0, tokens_k, block_n):
         is_key = key < tokens_k - done
-        k_first = _tokens(k, key, k_token * piece, is_key, ragged, 0, first, width)
-        scores = tl.dot(q_first, tl.trans(k_first), input_precision="ieee")
-        if second:
-            k_second = _tokens(k, key, k_token * piece, is_key, ragged, first, second, width)
-            scores = tl.dot(q_second, tl.trans(k_second), scores, input_precision="ieee")
+        if ahead:
+            scores = coming
+            # after the last block comes nothing, or where nothing is masked that block once more
+            k += (block_n if ragged else tl.where(done + block_n < tokens_k, block_n, 0)) * (k_token * piece)
+            is_next = key < tokens_k - (done + block_n)
+            coming = _scores(q_first, q_second, k, key, k_token * piece, is_next, ragged, first, second, width)
+        else:
+            scores = _scores(q_first, q_second, k, key, k_token * piece, is_key, ragged, first, second, width)
+            k += block_n * (k_token * piece)
         if ragged:
             scores = tl.where(is_key[None, :], scores, -float("inf"))
 
@@ -253,7 +266,6 @@ def _attention_kernel(
         if second:
             v_second = _tokens(v, key, v_token * piece, is_key, ragged, first, second, width)
             sums_second = tl.dot(shares, v_second, sums_second * shrink[:, None], input_precision="ieee")
-        k += block_n * (k_token * piece)
         v += block_n * (v_token * piece)
 
     factor = (1.0 / total)[:, None]
@@ -261,6 +273,31 @@ def _attention_kernel(
     _store(out, sums_first * factor, query, heads * width, is_query, 0, first, width)
     if second:
         _store(out, sums_second * factor, query, heads * width, is_query, first, second, width)
+
+
+@jit
+def _scores(
+    q_first: tl.tensor,
+    q_second: tl.tensor,
+    k: tl.tensor,
+    key: tl.tensor,
+    stride: tl.tensor,
+    is_key: tl.tensor,
+    ragged: tl.constexpr,
+    first: tl.constexpr,
+    second: tl.constexpr,
+    width: tl.constexpr,
+) -> tl.tensor:
+    """Products [queries, keys]. The narrow part comes first: only for that the compiler lets the program wait."""
+    if second:
+        k_second = _tokens(k, key, stride, is_key, ragged, first, second, width)
+        scores = tl.dot(q_second, tl.trans(k_second), input_precision="ieee")
+        k_first = _tokens(k, key, stride, is_key, ragged, 0, first, width)
+        scores = tl.dot(q_first, tl.trans(k_first), scores, input_precision="ieee")
+    else:
+        k_first = _tokens(k, key, stride, is_key, ragged, 0, first, width)
+        scores = tl.dot(q_first, tl.trans(k_first), input_precision="ieee")
+    return scores
 
 
 @jit

@@ -21,7 +21,7 @@ from steploom_kernels.attention import (
 from steploom_kernels.jit import jit, tl
 
 # One rounding of a type: the shares of the softmax are rounded to it, and so is the result.
-ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-22}
+ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-20}
 DTYPES = list(ROUNDING)
 POWER_ERROR = 2.0**-13.5  # of the polynomial
 # n, queries, keys, heads, width
@@ -88,10 +88,18 @@ def test_attention(shape: tuple[int, int, int, int, int], dtype: torch.dtype, de
 PLANS = [Plan(64, 32, 4, 2, 0), Plan(128, 64, 8, 3, 0), Plan(64, 128, 4, 2, 0), Plan(32, 64, 4, 2, 3)]
 
 
+@pytest.mark.parametrize("keys", [128, 150])  # whole blocks, and a last one that is not full
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_any_plan_gives_the_same(plan: Plan, device: torch.device) -> None:
-    heads = Heads((1, 70, 150, 1, 40), torch.float16, device)
-    heads.assert_close(heads.run(plan), polynomial=plan.polynomial > 0)
+def test_any_plan_gives_the_same(plan: Plan, ahead: bool, keys: int, device: torch.device) -> None:
+    heads = Heads((1, 70, keys, 1, 40), torch.float16, device)
+    heads.assert_close(heads.run(plan._replace(ahead=ahead)), polynomial=plan.polynomial > 0)
+
+
+@pytest.mark.parametrize("keys", [64, 3])
+def test_one_block_and_none_to_begin_ahead(keys: int, device: torch.device) -> None:
+    heads = Heads((1, 5, keys, 1, 24), torch.float16, device)
+    assert torch.equal(heads.run(Plan(64, 64, 4, 2, 0, ahead=True)), heads.run(Plan(64, 64, 4, 2, 0)))
 
 
 def test_a_scale_of_ones_own(device: torch.device) -> None:

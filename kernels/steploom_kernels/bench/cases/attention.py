@@ -32,14 +32,15 @@ def cases() -> Iterator[Case]:
 
 
 def sweep() -> Iterator[Case]:
-    """Every plan that might be the best, at the usual number of rows; the text, which costs little, last."""
-    for level in _LEVELS:
+    """Every plan that might be the best, at the usual number of rows: what costs most first, the text last."""
+    for index, level in enumerate(_LEVELS):
         width = level.channels // _HEADS
         for keys in (level.tokens, _TEXT):
-            usual = _attention(_ROWS[0], level.tokens, keys, width, rank=int(keys == _TEXT))
+            rank = len(_LEVELS) if keys == _TEXT else index
+            usual = _attention(_ROWS[0], level.tokens, keys, width, rank)
             for plan in candidate_plans(width, keys):
                 name = f"{plan.block_m}x{plan.block_n}, {plan.num_warps} warps, {plan.num_stages} stages"
-                shape = f"{usual.shape}, {name}, {plan.polynomial}/8 by polynomial"
+                shape = f"{usual.shape}, {name}, {plan.polynomial}/8 by polynomial{', ahead' if plan.ahead else ''}"
                 run = partial(attention_triton, plan=plan)
                 yield replace(usual, op="attention_plan", shape=shape, run=run, rivals={})
 
