@@ -148,13 +148,13 @@ def _plan(width: int, tokens_q: int, tokens_k: int, item_bytes: int = 2) -> Plan
 
 
 def candidate_plans(width: int, tokens_k: int) -> list[Plan]:
-    """Plans to measure for heads of a width and so many keys; the usual one is among them."""
+    """Plans to measure for heads of a width and so many keys, the usual one among them: none that would spill."""
+    widest = 128 if width <= 96 else 64  # accumulators leave no registers for more
     if tokens_k <= 128:
-        shapes = [(m, n, m // warp_rows) for m in (64, 128) for n in (32, 64, 128) for warp_rows in (16, 32)]
-        return [Plan(m, n, warps, 1, 0) for m, n, warps in shapes if warps >= 4]
-    shapes = [(64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8)]
-    if width > 96:  # accumulators leave no registers for more
-        shapes = [(64, 32, 4), (64, 64, 4), (128, 32, 8), (128, 64, 8)]
+        return [Plan(m, n, m // 16, 1, 0) for m in (64, 128) for n in (32, 64, 128) if n <= widest]
+    shapes = [(m, n, m // 16) for m in (64, 128) for n in (32, 64, 128) if widest // 2 <= n <= widest]
+    if width <= 64:
+        shapes.append((128, 64, 4))
     plans = [Plan(*shape, stages, 0, ahead) for shape in shapes for stages in (2, 3) for ahead in (False, True)]
     mixed = [plan for plan in plans if plan.block_n >= 64 and plan.num_stages == 2]
     return plans + [plan._replace(polynomial=share) for plan in mixed for share in (1, 2)]

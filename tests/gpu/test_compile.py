@@ -28,15 +28,16 @@ for variant in all_variants():
         two[variant.kernel] = variant
 export([*one.values(), *two.values()], [90], Path(sys.argv[1]), print)
 """
-# Attention with all powers by the unit that has them built in, and with two eighths by multiplications.
+# Attention with all powers by the unit that has them built in; with two eighths by multiplications; with scores ahead.
 ATTENTION = """
 import json
 from dataclasses import replace
 from steploom_kernels.aot import _compile
 from steploom_kernels.attention import variants
 plain = variants()[0]
-mixed = replace(plain, constants={**plain.constants, "polynomial": 2})
-print(json.dumps([_compile(variant, 90).asm["ptx"] for variant in (plain, mixed)]))
+forms = ({}, {"polynomial": 2}, {"ahead": True})
+variants = [replace(plain, constants={**plain.constants, **form}) for form in forms]
+print(json.dumps([_compile(variant, 90).asm["ptx"] for variant in variants]))
 """
 # Whole pieces of 16 bytes a thread: without them a kernel that only waits for memory is at half its speed.
 WIDE_READ = re.compile(r"ld\.global\S*\.v(4\.b32|2\.b64)")
@@ -90,9 +91,22 @@ def test_memory_is_read_and_written_in_pieces_of_16_bytes(folder: Path) -> None:
     assert narrow == set()
 
 
-def test_attention_keeps_its_shares_in_registers_and_takes_each_power_once() -> None:
+@pytest.fixture(scope="module")
+def attention() -> list[str]:
+    texts: list[str] = json.loads(run(ATTENTION))
+    return texts
+
+
+def test_attention_begins_scores_before_it_takes_powers(attention: list[str]) -> None:
+    """Ahead, the products before the first power are not waited for."""
+    plain, _, ahead = (text[: text.index("ex2.")] for text in attention)
+    assert plain.rindex("wgmma.mma_async") < plain.rindex("wgmma.wait_group")
+    assert ahead.rindex("wgmma.mma_async") > ahead.rindex("wgmma.wait_group")
+
+
+def test_attention_keeps_its_shares_in_registers_and_takes_each_power_once(attention: list[str]) -> None:
     """A product's first factor that is in registers is named in braces; one in shared memory by a descriptor."""
-    plain, mixed = json.loads(run(ATTENTION))
+    plain, mixed, _ = attention
     products = re.findall(r"wgmma\.mma_async\S*\s+{[^}]*},\s*(\S)", plain)
     assert products.count("{") >= 8  # four steps of 16 keys for each of two parts of the values
     powers = [len(re.findall(r"\bex2\.", ptx)) for ptx in (plain, mixed)]
