@@ -25,6 +25,7 @@ from steploom_engine_worker.bench.sweep import Form, Forward, Point, inputs, swe
 from steploom_engine_worker.fused.blocks import Attend, sdpa
 from steploom_engine_worker.fused.unet import FusedUNet
 from steploom_engine_worker.tiny_model import FULL_SIZE, UNET
+from steploom_kernels.attention import attention
 from steploom_kernels.bench.machine import CudaMachine
 from steploom_kernels.gather_rows import RowScalars
 
@@ -86,6 +87,7 @@ def all_forms(unet: Any, rank: int) -> list[Form]:
         Form("fused, torch attention", _fused(unet, sdpa)),
         Form("fused, flash", _fused(unet, with_backend(SDPBackend.FLASH_ATTENTION))),
         Form("fused, cuDNN attention", _fused(unet, with_backend(SDPBackend.CUDNN_ATTENTION))),
+        Form("fused, own attention", _fused(unet, attention)),
         Form(f"fused, a fresh adapter of rank {rank}", _fused(unet, sdpa, adapter)),
         Form("compile max-autotune", partial(compiled, mode="max-autotune-no-cudagraphs"), AUTOTUNED_ROWS),
     ]
