@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -62,7 +62,7 @@ Command = Admit | Tick | Release
 class TickStatus(IntEnum):
     """The values are those of steploom.worker.v1.TickStatus."""
 
-    OK = 1
+    OK = 1  # its jobs have moved on, all but those in TickDone.failures
     FAILED = 2  # it raised: no job of the tick has moved
     SKIPPED = 3  # a slot was not at the named step: nothing was run
 
@@ -85,6 +85,7 @@ class TickDone:
     start_unix_s: float = 0.0  # seconds since the epoch
     error: str = ""
     pictures: Sequence[SlotPicture] = ()
+    failures: Mapping[int, str] = field(default_factory=dict)  # by slot; of an OK tick: why its job cannot go on
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,7 @@ def _model(model: ModelInfo) -> worker_pb2.ModelInfo:
 def report_tick(done: TickDone) -> worker_pb2.Report:
     """The answer to a tick."""
     pictures = [worker_pb2.SlotPixels(slot=item.slot, pixels=_pixels(item.picture)) for item in done.pictures]
+    failures = [worker_pb2.SlotFailure(slot=slot, error=error) for slot, error in done.failures.items()]
     return worker_pb2.Report(
         tick_done=worker_pb2.TickDone(
             tick_id=done.tick_id,
@@ -175,6 +176,7 @@ def report_tick(done: TickDone) -> worker_pb2.Report:
             error=done.error,
             pixels=pictures,
             start_unix_s=done.start_unix_s,
+            failures=failures,
         )
     )
 

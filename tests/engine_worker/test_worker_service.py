@@ -16,12 +16,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from steploom_common.arena import Arena
 from steploom_common.rpc import BindError, Shutdown
+from steploom_engine_worker.commands import TickDone, TickStatus
 from steploom_engine_worker.config import FakeConfig, WorkerConfig
 from steploom_engine_worker.engine import Job
 from steploom_engine_worker.errors import FatalEngineError
 from steploom_engine_worker.fake_engine import draw
 from steploom_engine_worker.launch import build_engine
 from steploom_engine_worker.server import SERVICE, WorkerServer
+from steploom_engine_worker.service import report_tick
 from steploom_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 
 SIDE = 16
@@ -204,6 +206,13 @@ async def test_poison_fails_its_tick_alone(tmp_path: Path) -> None:
         )
         assert [item.status for item in done] == [OK, FAILED, SKIPPED, FAILED, OK]
         assert "poison" in done[1].error
+
+
+def test_an_ok_tick_names_the_jobs_that_cannot_go_on() -> None:
+    done = report_tick(TickDone(1, TickStatus.OK, failures={3: "not finite", 0: "none"})).tick_done
+    assert done.status == OK
+    assert {item.slot: item.error for item in done.failures} == {0: "none", 3: "not finite"}
+    assert not report_tick(TickDone(2, TickStatus.OK)).tick_done.failures
 
 
 async def test_pictures_travel_through_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

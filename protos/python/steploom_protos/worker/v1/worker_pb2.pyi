@@ -191,20 +191,30 @@ class Ready(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., costs: _Optional[_Iterable[_Union[BucketCost, _Mapping]]] = ...) -> None: ...
 
 class TickDone(_message.Message):
-    __slots__ = ("tick_id", "status", "seconds", "error", "pixels", "start_unix_s")
+    __slots__ = ("tick_id", "status", "seconds", "error", "pixels", "start_unix_s", "failures")
     TICK_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     PIXELS_FIELD_NUMBER: _ClassVar[int]
     START_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
     tick_id: int
     status: TickStatus
     seconds: float
     error: str
     pixels: _containers.RepeatedCompositeFieldContainer[SlotPixels]
     start_unix_s: float
-    def __init__(self, tick_id: _Optional[int] = ..., status: _Optional[_Union[TickStatus, str]] = ..., seconds: _Optional[float] = ..., error: _Optional[str] = ..., pixels: _Optional[_Iterable[_Union[SlotPixels, _Mapping]]] = ..., start_unix_s: _Optional[float] = ...) -> None: ...
+    failures: _containers.RepeatedCompositeFieldContainer[SlotFailure]
+    def __init__(self, tick_id: _Optional[int] = ..., status: _Optional[_Union[TickStatus, str]] = ..., seconds: _Optional[float] = ..., error: _Optional[str] = ..., pixels: _Optional[_Iterable[_Union[SlotPixels, _Mapping]]] = ..., start_unix_s: _Optional[float] = ..., failures: _Optional[_Iterable[_Union[SlotFailure, _Mapping]]] = ...) -> None: ...
+
+class SlotFailure(_message.Message):
+    __slots__ = ("slot", "error")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    error: str
+    def __init__(self, slot: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
 
 class SlotPixels(_message.Message):
     __slots__ = ("slot", "pixels")
