@@ -1,7 +1,8 @@
 """The engine contract: what any device must offer, whatever runs on it.
 
-An engine does what it is told on one thread. It keeps no order of its own: which slot is at which step is the
-`Ledger`'s to know.
+An engine is told what to do on one thread, and does it in that order. It keeps no order of its own: which slot is at
+which step is the `Ledger`'s to know. A stage that is started has its place in that order; when it is done is a question
+of its own, so that a device need not stand still while its answer is on the way.
 """
 
 from __future__ import annotations
@@ -61,11 +62,41 @@ class ModelInfo:
     adapters: Mapping[str, AdapterTraits] = field(default_factory=dict)  # by name
 
 
+@dataclass(frozen=True)
+class Done:
+    """How a stage ended."""
+
+    pictures: Sequence[Pixels] = field(default=(), repr=False)  # of decode, in the order of its slots
+    failures: Mapping[int, str] = field(
+        default_factory=dict
+    )  # by slot, why its job cannot go on; all others have moved
+    seconds: float | None = None  # of device time; None: from the call until it was done
+
+    def wait(self) -> Done:
+        """Itself: there is nothing to wait for."""
+        return self
+
+
+class Pending(Protocol):
+    """A stage that a device is at, or has before it."""
+
+    def wait(self) -> Done:
+        """Returns when it is done; on any thread, once.
+
+        Raises:
+            Exception: the device cannot go on, and nothing that was started after is of use.
+        """
+
+
 class Engine(Protocol):
     """Runs the stages of jobs that lie in slots. Every method but `release` may raise; no job has moved then.
 
     A job's result does not depend on the other jobs of a call beyond rounding.
     """
+
+    @property
+    def max_pending(self) -> int:
+        """Stages that may be started before the first is done; 0: each is done when its method returns."""
 
     @property
     def name(self) -> str:
@@ -94,17 +125,17 @@ class Engine(Protocol):
             ValueError: the job is out of the model's bounds.
         """
 
-    def encode(self, slots: Sequence[int]) -> None:
+    def encode(self, slots: Sequence[int]) -> Done | Pending:
         """Picture, instruction and initial noise of each job into its slot."""
 
-    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> None:
+    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> Done | Pending:
         """One sampler step of each job: step `steps[i]`, from 0, of the job in `slots[i]`. No slot comes twice."""
 
-    def decode(self, slots: Sequence[int]) -> list[Pixels]:
+    def decode(self, slots: Sequence[int]) -> Done | Pending:
         """Each job's picture. The slots stay as they are."""
 
     def preview(self, slot: int) -> Pixels:
-        """A small picture of what the job is becoming, after its latest step."""
+        """A small picture of what the job is becoming, after its latest step; on any thread."""
 
     def release(self, slot: int) -> None:
         """Forgets the job of a slot."""

@@ -11,11 +11,12 @@ import numpy as np
 
 from steploom_common.adapter import AdapterTraits, rows_with
 from steploom_engine_worker.config import FakeConfig, WorkerConfig
-from steploom_engine_worker.engine import Costs, Job, ModelInfo, Pixels, Stage
+from steploom_engine_worker.engine import Costs, Done, Job, ModelInfo, Pending, Pixels, Stage
 from steploom_engine_worker.errors import EngineError
 from steploom_engine_worker.schedule import Sampler
 
 POISON = "poison"  # an instruction with this word raises in every denoise tick
+OVERFLOW = "overflow"  # this one fails in its first denoise tick, alone
 CRASH = "crash"  # this one ends the process in its first denoise tick
 EXHAUST = "exhaust"  # this one runs out of memory
 CRASH_EXIT_CODE = 13
@@ -48,6 +49,10 @@ class FakeEngine:
         return "none"
 
     @property
+    def max_pending(self) -> int:
+        return 0
+
+    @property
     def num_slots(self) -> int:
         return self._num_slots
 
@@ -67,10 +72,11 @@ class FakeEngine:
         self._jobs[slot] = job
         self._done[slot] = 0
 
-    def encode(self, slots: Sequence[int]) -> None:
+    def encode(self, slots: Sequence[int]) -> Done | Pending:
         self._spend(Stage.ENCODE, len(slots))
+        return Done()
 
-    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> None:
+    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> Done | Pending:
         self._denoise_ticks += 1
         self._spend(Stage.DENOISE, sum(self._rows(self._jobs[slot]) for slot in slots))
         for slot in slots:
@@ -81,10 +87,12 @@ class FakeEngine:
             if self._done[slot] != step:
                 raise EngineError(f"slot {slot} is at step {self._done[slot]}, not {step}")
             self._done[slot] += 1
+        bad = [slot for slot in slots if OVERFLOW in self._jobs[slot].instruction]
+        return Done(failures=dict.fromkeys(bad, "overflows, as it was told to"))
 
-    def decode(self, slots: Sequence[int]) -> list[Pixels]:
+    def decode(self, slots: Sequence[int]) -> Done | Pending:
         self._spend(Stage.DECODE, len(slots))
-        return [draw(self._jobs[slot], self._done[slot]) for slot in slots]
+        return Done([draw(self._jobs[slot], self._done[slot]) for slot in slots])
 
     def preview(self, slot: int) -> Pixels:
         return np.ascontiguousarray(draw(self._jobs[slot], self._done[slot])[::4, ::4])

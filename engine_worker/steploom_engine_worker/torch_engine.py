@@ -16,8 +16,7 @@ from steploom_common.settings import ConfigError
 from steploom_engine_worker.adapter import AdaptedUNet
 from steploom_engine_worker.adapter_files import AdapterManifest
 from steploom_engine_worker.config import WorkerConfig
-from steploom_engine_worker.engine import Costs, Job, ModelInfo, Pixels
-from steploom_engine_worker.errors import EngineError
+from steploom_engine_worker.engine import Costs, Done, Job, ModelInfo, Pending, Pixels
 from steploom_engine_worker.model import Model, load_model
 from steploom_engine_worker.model_files import embedded_model
 from steploom_engine_worker.preview import fit_latent_colours, latent_colours
@@ -107,6 +106,10 @@ class TorchEngine:
         return str(self._device)
 
     @property
+    def max_pending(self) -> int:
+        return 0
+
+    @property
     def num_slots(self) -> int:
         return self._num_slots
 
@@ -162,21 +165,24 @@ class TorchEngine:
         return number, manifest
 
     @torch.inference_mode()
-    def encode(self, slots: Sequence[int]) -> None:
+    def encode(self, slots: Sequence[int]) -> Done | Pending:
         index = self._index(slots)
         image_latents = self._encode_pictures(pixels_in(self.slots.pixels[index], self._dtype))
         text = self._encode_text([self._instructions[slot] for slot in slots])
-        _require_finite(image_latents, "the VAE's encoder")
-        _require_finite(text, "the text encoder")
+        failures = {
+            **_not_finite(image_latents, slots, "the VAE's encoder"),
+            **_not_finite(text, slots, "the text encoder"),
+        }
         self.slots.image_latents[index] = image_latents
         self.slots.text[index] = text
         noise = philox_noise(self.slots.seeds[index], torch.zeros_like(index), math.prod(self._networks.latent_shape))
         noise *= self.slots.initial_scale[index, None]
         self.slots.latents[index] = noise.view(-1, *self._networks.latent_shape)
         self.slots.history[index] = 0.0
+        return Done(failures=failures)
 
     @torch.inference_mode()
-    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> None:
+    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> Done | Pending:
         # the rows of an adapter must stand together
         order = sorted(range(len(slots)), key=lambda job: self.slots.adapters[slots[job]])
         slots, steps = [slots[job] for job in order], [steps[job] for job in order]
@@ -190,7 +196,6 @@ class TorchEngine:
         self._unet.gates.segments = adapter_segments([self.slots.adapters[slots[job]] for job in row_jobs])
         self._unet.gates.scales = self.slots.scales[index][jobs]
         prediction = self._unet(sample, times, text)
-        _require_finite(prediction, "the UNet")
         guidance_step(
             prediction,
             torch.tensor(job_rows, device=self._device),
@@ -200,16 +205,17 @@ class TorchEngine:
             self.slots.latents,
             self.slots.history,
         )
+        return Done(failures=_not_finite(prediction, [slots[job] for job in row_jobs], "the UNet"))
 
     @torch.inference_mode()
-    def decode(self, slots: Sequence[int]) -> list[Pixels]:
+    def decode(self, slots: Sequence[int]) -> Done | Pending:
         vae = self._networks.vae
         latents = self.slots.latents[self._index(slots)] / vae.config.scaling_factor
         latents = latents + (getattr(vae.config, "shift_factor", None) or 0.0)
         latents = latents.to(self._dtype).contiguous(memory_format=torch.channels_last)
         image = vae.decode(latents, return_dict=False)[0]
-        _require_finite(image, "the VAE's decoder")
-        return list(pixels_out(image).cpu().numpy())
+        failures = _not_finite(image, slots, "the VAE's decoder")
+        return Done(list(pixels_out(image).cpu().numpy()), failures)
 
     @torch.inference_mode()
     def preview(self, slot: int) -> Pixels:
@@ -243,11 +249,14 @@ class TorchEngine:
         return text
 
 
-def _require_finite(values: Tensor, source: str) -> None:
-    """A job that makes a network overflow must fail, not spread.
+def _not_finite(values: Tensor, slots: Sequence[int], source: str) -> dict[int, str]:
+    """The slots of which a network gave values that are not finite: their jobs must end, and not spread.
 
-    Raises:
-        EngineError: a value is not finite.
+    Args:
+        values: [n, ...].
+        slots: of each of the n.
+        source: the network.
     """
-    if not torch.isfinite(values).all():
-        raise EngineError(f"{source} gave values that are not finite")
+    are_finite = torch.isfinite(values).flatten(1).all(dim=1).tolist()
+    reason = f"{source} gave values that are not finite"
+    return {slot: reason for slot, is_finite in zip(slots, are_finite, strict=True) if not is_finite}

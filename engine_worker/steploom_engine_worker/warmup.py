@@ -12,7 +12,7 @@ import numpy as np
 
 from steploom_common.guidance import rows_per_step
 from steploom_engine_worker.config import WorkerConfig
-from steploom_engine_worker.engine import Costs, Engine, Job, Pixels, Stage
+from steploom_engine_worker.engine import Costs, Done, Engine, Job, Pending, Pixels, Stage
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def describe(costs: Costs) -> str:
 
 
 def _measure_jobs(
-    engine: Engine, stage: Stage, buckets: Iterable[int], repeats: int, run: Callable[[list[int]], object]
+    engine: Engine, stage: Stage, buckets: Iterable[int], repeats: int, run: Callable[[list[int]], Done | Pending]
 ) -> dict[tuple[Stage, int], float]:
     costs = {}
     for bucket in buckets:
@@ -68,7 +68,7 @@ def _measure_denoise(engine: Engine, buckets: Iterable[int], repeats: int) -> di
             break
         steps = min(repeats + 1, engine.model.max_steps)
         slots = _admit(engine, rows, steps)
-        engine.encode(slots)
+        engine.encode(slots).wait()
         ticks = [partial(engine.denoise, slots, [tick % steps] * len(slots)) for tick in range(repeats + 1)]
         costs[Stage.DENOISE, bucket] = _median_seconds(ticks)
         _release(engine, slots)
@@ -80,19 +80,19 @@ def _try_adapters(engine: Engine) -> None:
     for name, traits in engine.model.adapters.items():
         scales = traits.min_guidance_scale, traits.min_image_guidance_scale
         engine.admit(0, Job("warm up", _grey(engine), 1, *scales, seed=0, adapter=name))
-        engine.encode([0])
-        engine.denoise([0], [0])
+        engine.encode([0]).wait()
+        engine.denoise([0], [0]).wait()
         engine.release(0)
 
 
-def _median_seconds(runs: Sequence[Callable[[], object]]) -> float:
+def _median_seconds(runs: Sequence[Callable[[], Done | Pending]]) -> float:
     """Of all but the first; a slow bucket needs no more than one."""
     seconds: list[float] = []
-    runs[0]()
+    runs[0]().wait()
     for run in runs[1:]:
         begin = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - begin)
+        done = run().wait()
+        seconds.append(time.perf_counter() - begin if done.seconds is None else done.seconds)
         if sum(seconds) > _ENOUGH_S:
             break
     return statistics.median(seconds)

@@ -1,13 +1,18 @@
-"""The driving thread: obeys one batcher at a time, strictly in order, and answers each tick."""
+"""The driving thread: obeys one batcher at a time, strictly in order, and answers each tick.
+
+An engine whose device works by itself is told the next tick while it is still at the last: the driving thread starts
+ticks, a second one waits for them and answers (see `landing`). The ledger moves when a tick is started, since whatever
+comes next is judged by where its jobs will be.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from steploom_engine_worker.commands import (
@@ -20,8 +25,9 @@ from steploom_engine_worker.commands import (
     TickDone,
     TickStatus,
 )
-from steploom_engine_worker.engine import Costs, Engine, Job, Stage
+from steploom_engine_worker.engine import Costs, Done, Engine, Job, Pending, Pixels, Stage
 from steploom_engine_worker.errors import FatalEngineError, is_fatal
+from steploom_engine_worker.landing import Landing
 from steploom_engine_worker.ledger import IllegalMove, Ledger, Verdict
 from steploom_engine_worker.mailbox import Mailbox
 from steploom_engine_worker.pictures import Pictures
@@ -66,6 +72,25 @@ class SessionTaken(RuntimeError):
     """Another batcher drives the worker."""
 
 
+@dataclass(frozen=True)
+class _Flight:
+    """A tick that was started."""
+
+    session: Session
+    tick: Tick
+    admits: tuple[Admit, ...]  # of its slots
+    start_unix_s: float
+    begin: float
+
+    def answer(self, done: Done) -> TickDone:
+        """Without pictures."""
+        if done.seconds is None:
+            seconds, start_unix_s = time.perf_counter() - self.begin, self.start_unix_s
+        else:
+            seconds, start_unix_s = done.seconds, time.time() - done.seconds
+        return TickDone(self.tick.tick_id, TickStatus.OK, seconds, start_unix_s, failures=done.failures)
+
+
 class _Forget:
     """Frees every slot."""
 
@@ -104,6 +129,7 @@ class Worker:
             future.set_running_or_notify_cancel()  # who waits may not cancel them
         self._engine: Engine
         self._ledger = Ledger(0)
+        self._landing: Landing | None = None  # of an engine whose stages may be pending
 
     def __repr__(self) -> str:
         return f"Worker({self._worker_id}, {self.statistics()})"
@@ -115,7 +141,7 @@ class Worker:
     @property
     def is_idle(self) -> bool:
         """Whether no slot holds a job and nothing waits."""
-        return not self._ledger.num_used and not len(self._box)
+        return not self._ledger.num_used and not len(self._box) and not self._landing
 
     def start(self) -> None:
         """Starts the driving thread."""
@@ -153,8 +179,12 @@ class Worker:
         try:
             self._engine, costs = self._build()
             self._ledger = Ledger(self._engine.num_slots)
+            if self._engine.max_pending:
+                self._landing = Landing(self._engine.max_pending, lambda: self._box.replace(_Forget()))
             self.ready.set_result(self._describe(costs))
             self._obey_until_stopped()
+            if self._landing is not None:
+                self._landing.close()
         except BaseException as error:
             log.debug("the driving thread ends", exc_info=error)
             if not self.ready.done():
@@ -170,6 +200,7 @@ class Worker:
     def _obey_until_stopped(self) -> None:
         while not self._is_stopping:
             item = self._box.get()
+            self._check_device()
             if isinstance(item, _Stop):
                 return
             if isinstance(item, _Forget):
@@ -179,7 +210,7 @@ class Worker:
 
     def _obey(self, session: Session, command: Command) -> None:
         if isinstance(command, Tick):
-            session.report(self._tick(session, command))
+            self._tick(session, command)
         elif isinstance(command, Admit):
             self._admit(command)
         else:
@@ -225,55 +256,92 @@ class Worker:
         for slot in self._ledger.used:
             self._release(Release(slot))
 
-    def _tick(self, session: Session, tick: Tick) -> TickDone:
-        """Judge, execute, commit."""
+    def _tick(self, session: Session, tick: Tick) -> None:
+        """Judge, start, commit; and land, where it is done at once."""
         start_unix_s = time.time()
         verdict, reason = self._ledger.judge(tick)
         if verdict is not Verdict.RUN:
             status = TickStatus.SKIPPED if verdict is Verdict.SKIP else TickStatus.FAILED
-            return TickDone(tick.tick_id, status, 0.0, start_unix_s, reason)
+            self._in_order(lambda: session.report(TickDone(tick.tick_id, status, 0.0, start_unix_s, reason)))
+            return
+        if self._landing is not None:
+            self._landing.make_room()
+            self._check_device()
         begin = time.perf_counter()
         try:
-            pictures = self._execute(session, tick)
+            started = self._start(tick)
         except Exception as error:
             _reraise_fatal(error)
             log.exception("tick %d failed: %s of slots %s", tick.tick_id, tick.stage.name, list(tick.slots))
             seconds = time.perf_counter() - begin
             reason = f"{type(error).__name__}: {error}"
-            return TickDone(tick.tick_id, TickStatus.FAILED, seconds, start_unix_s, reason)
-        seconds = time.perf_counter() - begin
+            failed = TickDone(tick.tick_id, TickStatus.FAILED, seconds, start_unix_s, reason)
+            self._in_order(lambda: session.report(failed))
+            return
         self._ledger.commit(tick)
-        done = TickDone(tick.tick_id, TickStatus.OK, seconds, start_unix_s, pictures=pictures)
-        return replace(done, pictures=self._previews(tick)) if tick.stage is Stage.DENOISE else done
+        admits = tuple(self._ledger[slot].admit for slot in tick.slots)
+        flight = _Flight(session, tick, admits, start_unix_s, begin)
+        self._in_order(lambda: self._land(flight, started.wait()))
 
-    def _execute(self, session: Session, tick: Tick) -> list[SlotPicture]:
-        if tick.stage is Stage.ENCODE:
-            self._engine.encode(tick.slots)
-        elif tick.stage is Stage.DENOISE:
-            self._engine.denoise(tick.slots, tick.steps)
+    def _check_device(self) -> None:
+        """Raises what the device has failed with, if it has."""
+        error = self._landing.error if self._landing is not None else None
+        if error is not None:
+            raise FatalEngineError(f"{type(error).__name__}: {error}") from error
+
+    def _in_order(self, action: Callable[[], None]) -> None:
+        """Runs what answers a tick after the answers of all before it."""
+        if self._landing is None:
+            action()
         else:
-            finished = list(zip(tick.slots, self._engine.decode(tick.slots), strict=True))
-            return session.write(
-                lambda: [
-                    SlotPicture(slot, self._pictures.write(pixels, self._ledger[slot].admit.output))
-                    for slot, pixels in finished
-                ]
-            )
-        return []
+            self._landing.add(action)
 
-    def _previews(self, tick: Tick) -> list[SlotPicture]:
-        """Of the jobs that asked for one at this step; a preview that fails is left out."""
+    def _start(self, tick: Tick) -> Done | Pending:
+        if tick.stage is Stage.ENCODE:
+            return self._engine.encode(tick.slots)
+        if tick.stage is Stage.DENOISE:
+            return self._engine.denoise(tick.slots, tick.steps)
+        return self._engine.decode(tick.slots)
+
+    def _land(self, flight: _Flight, done: Done) -> None:
+        """Writes the pictures of a tick that is done, and answers it."""
+        answer = flight.answer(done)
+        failures = dict(done.failures)
+        pictures: list[SlotPicture] = []
+        if flight.tick.stage is Stage.DECODE:
+            pictures = flight.session.write(lambda: self._finished(flight, done.pictures, failures))
+        elif flight.tick.stage is Stage.DENOISE:
+            pictures = self._previews(flight, failures)
+        for slot, reason in failures.items():
+            log.warning("tick %d: slot %d cannot go on: %s", flight.tick.tick_id, slot, reason)
+        flight.session.report(replace(answer, pictures=pictures, failures=failures))
+
+    def _finished(self, flight: _Flight, found: Sequence[Pixels], failures: dict[int, str]) -> list[SlotPicture]:
+        """Of the jobs that have not failed; one whose place cannot be written to fails here."""
         pictures = []
-        for slot, step in zip(tick.slots, tick.steps, strict=True):
-            admit = self._ledger[slot].admit
-            done = step + 1
-            if not admit.preview_every or done % admit.preview_every or done == admit.steps:
+        for admit, pixels in zip(flight.admits, found, strict=True):
+            if admit.slot in failures:
                 continue
             try:
-                pictures.append(SlotPicture(slot, self._pictures.write(self._engine.preview(slot), None)))
+                pictures.append(SlotPicture(admit.slot, self._pictures.write(pixels, admit.output)))
+            except ValueError as error:
+                failures[admit.slot] = f"its picture cannot be written: {error}"
+        return pictures
+
+    def _previews(self, flight: _Flight, failures: Mapping[int, str]) -> list[SlotPicture]:
+        """Of the jobs that asked for one at this step; a preview that fails is left out."""
+        pictures = []
+        for admit, step in zip(flight.admits, flight.tick.steps, strict=True):
+            count = step + 1
+            if not admit.preview_every or count % admit.preview_every or count == admit.steps:
+                continue
+            if admit.slot in failures:
+                continue
+            try:
+                pictures.append(SlotPicture(admit.slot, self._pictures.write(self._engine.preview(admit.slot), None)))
             except Exception as error:
                 _reraise_fatal(error)
-                log.exception("no preview of slot %d", slot)
+                log.exception("no preview of slot %d", admit.slot)
         return pictures
 
 

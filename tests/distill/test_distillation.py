@@ -274,7 +274,7 @@ def test_the_commands_lead_to_an_adapter_that_is_served(run: Path, model: Path) 
     engine.encode([0])
     engine.denoise([0], [0])
     engine.denoise([0], [1])
-    assert engine.decode([0])[0].shape == pixels.shape
+    assert engine.decode([0]).wait().pictures[0].shape == pixels.shape
 
 
 def test_every_stage_logs_and_goes_on_from_its_checkpoint(run: Path, model: Path, pairs: Path, small: Path) -> None:

@@ -116,7 +116,7 @@ def test_pictures_are_those_of_the_serving_engine(
     engine.slots.latents[:2] = editor._noise(engine.slots.latents[:2], 3) * scale[:2]
     for step in range(4):
         engine.denoise([0, 1], [step, step])
-    theirs = torch.from_numpy(np.stack(engine.decode([0, 1]))).permute(0, 3, 1, 2).float() / 255
+    theirs = torch.from_numpy(np.stack(engine.decode([0, 1]).wait().pictures)).permute(0, 3, 1, 2).float() / 255
     ours = editor.edit(images, TEXTS, 4, ALL_BRANCHES, seed=3, sampler=sampler)
     torch.testing.assert_close(ours, theirs, atol=1.5 / 255, rtol=0)
 

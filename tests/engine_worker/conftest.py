@@ -66,7 +66,7 @@ def run_alone(tiny_engine: TorchEngine) -> Callable[[Job], tuple[torch.Tensor, n
         tiny_engine.encode([0])
         for step in range(job.steps):
             tiny_engine.denoise([0], [step])
-        picture = tiny_engine.decode([0])[0]
+        picture = tiny_engine.decode([0]).wait().pictures[0]
         tiny_engine.release(0)
         return tiny_engine.slots.latents[0].clone(), picture
 

@@ -358,7 +358,7 @@ def test_pictures_of_a_student_are_finite_pixels(engine: TorchEngine, make_job: 
     engine.admit(0, make_job(adapter="few-step", steps=1))
     engine.encode([0])
     engine.denoise([0], [0])
-    (picture,) = engine.decode([0])
+    (picture,) = engine.decode([0]).wait().pictures
     engine.release(0)
     assert picture.dtype == np.uint8
     assert picture.std() > 1

@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from steploom_engine_worker.engine import Job
-from steploom_engine_worker.errors import EngineError
 from steploom_engine_worker.schedule import Sampler
 from steploom_engine_worker.torch_engine import TorchEngine
 from steploom_kernels.philox_noise import as_int64, philox_noise
@@ -173,7 +172,7 @@ def run_together(engine: TorchEngine, jobs: list[Job], arrivals: list[int]) -> l
         }
         if steps:
             engine.denoise(list(steps), list(steps.values()))
-    pictures = engine.decode(slots)
+    pictures = engine.decode(slots).wait().pictures
     results = [(engine.slots.latents[slot].clone(), picture) for slot, picture in zip(slots, pictures, strict=True)]
     for slot in slots:
         engine.release(slot)
@@ -217,16 +216,44 @@ def test_refuses_jobs_out_of_bounds(
         tiny_engine.admit(0, make_job(**changes))
 
 
-def test_a_step_that_overflows_fails_and_moves_no_job(tiny_engine: TorchEngine, make_job: Callable[..., Job]) -> None:
-    tiny_engine.admit(0, make_job())
-    tiny_engine.admit(1, make_job())
-    tiny_engine.encode([0, 1])
+def test_a_job_that_overflows_fails_alone(
+    tiny_engine: TorchEngine, make_job: Callable[..., Job], run_alone: Run
+) -> None:
+    expected, _ = run_alone(make_job(steps=2))
+    tiny_engine.admit(0, make_job(steps=2))
+    tiny_engine.admit(1, make_job(steps=2))
+    assert not tiny_engine.encode([0, 1]).wait().failures
     tiny_engine.slots.latents[1] = torch.inf
-    before = tiny_engine.slots.latents[0].clone()
-    with pytest.raises(EngineError, match="not finite"):
-        tiny_engine.denoise([0, 1], [0, 0])
-    torch.testing.assert_close(tiny_engine.slots.latents[0], before, rtol=0, atol=0)
-    tiny_engine.denoise([0], [0])
+    for step in (0, 1):
+        done = tiny_engine.denoise([0, 1], [step, step]).wait()
+        assert done.failures == {1: "the UNet gave values that are not finite"}
+    assert_same_latents(tiny_engine.slots.latents[0], expected)
+    done = tiny_engine.decode([0, 1]).wait()
+    assert done.failures == {1: "the VAE's decoder gave values that are not finite"}
+    assert len(done.pictures) == 2
+    for slot in (0, 1):
+        tiny_engine.release(slot)
+
+
+@pytest.mark.parametrize(
+    ("part", "source"), [("_encode_pictures", "the VAE's encoder"), ("_encode_text", "the text encoder")]
+)
+def test_what_cannot_be_encoded_fails_alone(
+    tiny_engine: TorchEngine, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, part: str, source: str
+) -> None:
+    encode = getattr(tiny_engine, part)
+
+    def spoil(given: Any) -> torch.Tensor:
+        values: torch.Tensor = encode(given).clone()
+        values[1, ..., 0] = torch.nan
+        return values
+
+    monkeypatch.setattr(tiny_engine, part, spoil)
+    for slot in (3, 1):
+        tiny_engine.admit(slot, make_job())
+    assert tiny_engine.encode([3, 1]).wait().failures == {1: f"{source} gave values that are not finite"}
+    for slot in (3, 1):
+        tiny_engine.release(slot)
 
 
 def test_a_preview_has_the_size_of_the_latents_and_looks_like_the_picture(

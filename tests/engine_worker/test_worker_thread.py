@@ -253,18 +253,28 @@ def test_pictures_go_through_the_arena(tmp_path: Path, driver: Driver) -> None:
     arena.close()
 
 
-def test_an_output_that_is_too_small_fails_the_decode_and_the_job_stays(tmp_path: Path, driver: Driver) -> None:
+def test_a_job_whose_output_is_too_small_fails_alone(tmp_path: Path, driver: Driver) -> None:
     arena = Arena(tmp_path, 100, 1)
     block = arena.borrow()
     assert block is not None
     driver.admit(0, steps=1, output=block.output)
-    driver.tick(Stage.ENCODE, [0])
-    driver.tick(Stage.DENOISE, [0], [0])
-    for _ in range(2):
-        done = driver.tick(Stage.DECODE, [0])
-        assert done.status is FAILED
-        assert "does not fit" in done.error
+    driver.admit(1, steps=1)
+    driver.tick(Stage.ENCODE, [0, 1])
+    driver.tick(Stage.DENOISE, [0, 1], [0, 0])
+    done = driver.tick(Stage.DECODE, [0, 1])
+    assert done.status is OK
+    assert "does not fit" in done.failures[0]
+    assert (list(done.failures), [item.slot for item in done.pictures]) == ([0], [1])
     arena.close()
+
+
+def test_a_job_whose_values_overflow_fails_alone(driver: Driver) -> None:
+    driver.admit(0)
+    driver.admit(1, instruction="overflow", preview_every=1)
+    driver.tick(Stage.ENCODE, [0, 1])
+    done = driver.tick(Stage.DENOISE, [0, 1], [0, 0])
+    assert (done.status, list(done.failures), done.pictures) == (OK, [1], [])
+    assert driver.tick(Stage.DENOISE, [0], [1]).status is OK
 
 
 def test_previews_come_where_they_were_asked_for(driver: Driver) -> None:
@@ -346,7 +356,7 @@ def test_a_block_that_was_lent_again_is_not_written(start: Start, tmp_path: Path
     again = arena.borrow()
     assert again is not None
     engine.go.set()
-    assert "has ended" in driver.report().error
+    assert "has ended" in driver.report().failures[0]
     assert not arena.read(again.output, SIDE, SIDE).any()
     arena.close()
 
