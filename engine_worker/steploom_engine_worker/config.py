@@ -33,7 +33,9 @@ class WorkerConfig:
     engine: str = setting("torch", "what runs the model", choices=("torch", "fake"))
     model: str = setting("", "model directory in diffusers' layout; empty: the embedded avatar-edit")
     device: str = setting("cpu", "torch device")
-    dtype: str = setting("float32", "type of weights and activations", choices=("float32", "bfloat16"))
+    dtype: str = setting(
+        "float32", "type of weights and activations; float16 on a GPU alone", choices=("float32", "bfloat16", "float16")
+    )
     threads: int = setting(0, "CPU threads of the engine; 0: all cores", at_least=0, at_most=1024)
     slots: int = setting(32, "jobs that the worker holds at once", at_least=1, at_most=4096)
     max_steps: int = setting(100, "denoising steps that a slot's coefficient table holds", at_least=1, at_most=1000)

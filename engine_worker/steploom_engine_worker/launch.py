@@ -23,6 +23,10 @@ def _cold_engine(config: WorkerConfig) -> Engine:
     if config.engine == "fake":
         return FakeEngine(config)
     # torch takes seconds to import: only where it is used
+    if config.device.startswith("cuda"):
+        from steploom_engine_worker.graph_engine import load_graph_engine
+
+        return load_graph_engine(config)
     from steploom_engine_worker.torch_engine import load_torch_engine
 
     return load_torch_engine(config)

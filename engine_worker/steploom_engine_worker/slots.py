@@ -53,8 +53,10 @@ class Slots:
         self.scales = zeros(num_slots, 2)  # text and picture guidance
         self.initial_scale = zeros(num_slots)
         self.seeds = zeros(num_slots, dtype=torch.int64)
+        self.adapter_numbers = torch.full((num_slots,), NO_ADAPTER, dtype=torch.int32, device=device)
+        self.gates = zeros(num_slots)  # how far the adapter counts
         self._branches: list[tuple[Branch, ...]] = [()] * num_slots
-        self.adapters: list[int] = [NO_ADAPTER] * num_slots  # by its number in the model
+        self.adapters: list[int] = [NO_ADAPTER] * num_slots  # the host's copy: numbers in the model
 
     @property
     def num_bytes(self) -> int:
@@ -74,6 +76,8 @@ class Slots:
         """A job's scales and adapter, and the branches of its rows: one, where the adapter knows guidance itself."""
         weights = {Branch.FULL: 1.0} if is_distilled else branch_weights(guidance_scale, image_guidance_scale)
         self.adapters[slot] = adapter
+        self.adapter_numbers[slot] = adapter
+        self.gates[slot] = float(adapter != NO_ADAPTER)
         self.scales[slot] = torch.tensor([guidance_scale, image_guidance_scale])
         self.weights[slot] = torch.tensor([weights.get(branch, 0.0) for branch in Branch])
         self._branches[slot] = tuple(weights)

@@ -37,18 +37,28 @@ def load_torch_engine(config: WorkerConfig) -> TorchEngine:
 
     Raises:
         ModelError: the model directory is wrong.
-        ConfigError: torch cannot use the device.
+        ConfigError: torch cannot use the device, or not with the type.
     """
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     torch.set_flush_denormal(True)
-    dtype = getattr(torch, config.dtype)
-    root = Path(config.model) if config.model else embedded_model()
-    return TorchEngine(
-        load_model(root, dtype), config.slots, config.max_steps, _device(config.device), dtype, config.merge_adapters
-    )
+    device, dtype = device_of(config.device), getattr(torch, config.dtype)
+    if dtype is torch.float16 and device.type == "cpu":
+        raise ConfigError("worker.dtype", "is float16, must be float32 or bfloat16 on a CPU")
+    model = load_model(model_root(config), dtype)
+    return TorchEngine(model, config.slots, config.max_steps, device, dtype, config.merge_adapters)
 
 
-def _device(name: str) -> torch.device:
+def model_root(config: WorkerConfig) -> Path:
+    """The directory that the settings name, or the embedded model's."""
+    return Path(config.model) if config.model else embedded_model()
+
+
+def device_of(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ConfigError: torch cannot use it.
+    """
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -72,6 +82,7 @@ class TorchEngine:
         self._networks = model
         self._num_slots = num_slots
         self._max_steps = min(max_steps, model.schedule.num_train_timesteps)
+        self._model = _describe(model, self._max_steps)
         self._device = device
         self._dtype = dtype
         self._instructions = [""] * num_slots
@@ -85,8 +96,11 @@ class TorchEngine:
         self._adapters = {item.name: number for number, item in enumerate(model.adapters)}
         for item in model.adapters:
             item.network.to(device, memory_format=torch.channels_last)
-        self._unet = AdaptedUNet(model.unet, [item.network for item in model.adapters], merge_adapters)
+        self._build_unet(model, merge_adapters)
         self._fill_shared()
+
+    def _build_unet(self, model: Model, merge_adapters: bool) -> None:
+        self._unet = AdaptedUNet(model.unet, [item.network for item in model.adapters], merge_adapters)
 
     @torch.inference_mode()
     def _fill_shared(self) -> None:
@@ -119,19 +133,7 @@ class TorchEngine:
 
     @property
     def model(self) -> ModelInfo:
-        model = self._networks
-        return ModelInfo(
-            name=model.name,
-            height=model.side,
-            width=model.side,
-            max_steps=self._max_steps,
-            default_guidance_scale=model.defaults.guidance_scale,
-            default_image_guidance_scale=model.defaults.image_guidance_scale,
-            default_sampler=model.default_sampler,
-            latent_shape=model.latent_shape,
-            digest=model.digest,
-            adapters={item.name: item.manifest.traits for item in model.adapters},
-        )
+        return self._model
 
     @torch.inference_mode()
     def admit(self, slot: int, job: Job) -> None:
@@ -146,9 +148,12 @@ class TorchEngine:
         self.slots.put_table(slot, _table(schedule, job.sampler or self._networks.default_sampler, job.steps))
         is_distilled = manifest.traits.is_guidance_distilled
         self.slots.put_guidance(slot, job.guidance_scale, job.image_guidance_scale, number, is_distilled)
-        self.slots.pixels[slot] = torch.from_numpy(job.pixels.copy())
+        self._put_pixels(slot, job.pixels)
         self.slots.seeds[slot] = as_int64([job.seed])[0]
         self._instructions[slot] = job.instruction
+
+    def _put_pixels(self, slot: int, pixels: Pixels) -> None:
+        self.slots.pixels[slot] = torch.from_numpy(pixels.copy())
 
     def _adapter(self, job: Job) -> tuple[int, AdapterManifest]:
         """Number and manifest of a job's adapter; for a job without one those of an adapter that changes nothing."""
@@ -175,9 +180,10 @@ class TorchEngine:
         }
         self.slots.image_latents[index] = image_latents
         self.slots.text[index] = text
-        noise = philox_noise(self.slots.seeds[index], torch.zeros_like(index), math.prod(self._networks.latent_shape))
+        shape = self._model.latent_shape
+        noise = philox_noise(self.slots.seeds[index], torch.zeros_like(index), math.prod(shape))
         noise *= self.slots.initial_scale[index, None]
-        self.slots.latents[index] = noise.view(-1, *self._networks.latent_shape)
+        self.slots.latents[index] = noise.view(-1, *shape)
         self.slots.history[index] = 0.0
         return Done(failures=failures)
 
@@ -209,11 +215,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int]) -> Done | Pending:
-        vae = self._networks.vae
-        latents = self.slots.latents[self._index(slots)] / vae.config.scaling_factor
-        latents = latents + (getattr(vae.config, "shift_factor", None) or 0.0)
-        latents = latents.to(self._dtype).contiguous(memory_format=torch.channels_last)
-        image = vae.decode(latents, return_dict=False)[0]
+        image = self._decode_latents(self.slots.latents[self._index(slots)])
         failures = _not_finite(image, slots, "the VAE's decoder")
         return Done(list(pixels_out(image).cpu().numpy()), failures)
 
@@ -235,6 +237,14 @@ class TorchEngine:
         latents: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         return latents
 
+    def _decode_latents(self, latents: Tensor) -> Tensor:
+        """Pictures [n, 3, side, side], about -1 to 1, of latents as the sampler leaves them."""
+        vae = self._networks.vae
+        latents = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        latents = latents.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        image: Tensor = vae.decode(latents, return_dict=False)[0]
+        return image
+
     def _encode_text(self, instructions: list[str]) -> Tensor:
         tokens = self._networks.tokenizer(
             instructions,
@@ -247,6 +257,21 @@ class TorchEngine:
         mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
         text: Tensor = encoder(tokens.input_ids, attention_mask=mask)[0]
         return text
+
+
+def _describe(model: Model, max_steps: int) -> ModelInfo:
+    return ModelInfo(
+        name=model.name,
+        height=model.side,
+        width=model.side,
+        max_steps=max_steps,
+        default_guidance_scale=model.defaults.guidance_scale,
+        default_image_guidance_scale=model.defaults.image_guidance_scale,
+        default_sampler=model.default_sampler,
+        latent_shape=model.latent_shape,
+        digest=model.digest,
+        adapters={item.name: item.manifest.traits for item in model.adapters},
+    )
 
 
 def _not_finite(values: Tensor, slots: Sequence[int], source: str) -> dict[int, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import pytest
 import torch
+from adapted_model import add_adapter
 
+from steploom_common.adapter import AdapterTraits
+from steploom_engine_worker.adapter import linear_maps
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Job
+from steploom_engine_worker.model import load_model
 from steploom_engine_worker.schedule import Sampler
 from steploom_engine_worker.tiny_model import write_tiny_model
 from steploom_engine_worker.torch_engine import TorchEngine, load_torch_engine
@@ -32,6 +37,17 @@ def seeded() -> None:
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def adapted_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a student and a style: an adapter of some layers that takes all three rows."""
+    root = tmp_path_factory.mktemp("adapted") / "tiny"
+    shutil.copytree(tiny_model_dir, root)
+    add_adapter(root, "few-step", seed=1, timestep_spacing="trailing")
+    attention = [name for name, _ in linear_maps(load_model(root).unet) if "attn" in name]
+    add_adapter(root, "style", seed=2, rank=2, names=attention, traits=AdapterTraits())
+    return root
 
 
 @pytest.fixture(scope="session")

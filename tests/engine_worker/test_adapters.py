@@ -12,54 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapted_model import STUDENT, list_adapters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steploom_common.adapter import AdapterTraits
 from steploom_engine_worker.adapter import ALL_ROWS, AdaptedUNet, Adapter, LowRank, linear_maps
-from steploom_engine_worker.adapter_files import DESCRIPTION, FOLDER, WEIGHTS, AdapterManifest, write_adapter
+from steploom_engine_worker.adapter_files import DESCRIPTION, FOLDER, WEIGHTS
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Job, Stage
 from steploom_engine_worker.errors import ModelError
 from steploom_engine_worker.model import load_model
-from steploom_engine_worker.model_files import weights_sha256
 from steploom_engine_worker.schedule import Sampler
 from steploom_engine_worker.slots import NO_ADAPTER, adapter_segments
 from steploom_engine_worker.torch_engine import TorchEngine, load_torch_engine
 from steploom_engine_worker.warmup import warm_up
 
-STUDENT = AdapterTraits(max_steps=4, is_guidance_distilled=True, max_guidance_scale=8.0, max_image_guidance_scale=2.0)
 # Batches of other sizes are computed in another order of sums.
 TOLERANCE = 2e-4
 
 
-def add_adapter(root: Path, name: str, *, seed: int, rank: int = 3, **changes: Any) -> None:
-    """An adapter with random weights that change the prediction visibly."""
-    torch.manual_seed(seed)
-    traits = changes.pop("traits", STUDENT)
-    unet = load_model(root).unet
-    names = changes.pop("names", [name for name, _ in linear_maps(unet)])
-    adapter = Adapter(unet, names, rank, traits.is_guidance_distilled)
-    for tensor in adapter.tensors().values():
-        torch.nn.init.normal_(tensor, std=0.1)
-    manifest = AdapterManifest(base_weights_sha256=weights_sha256(root), rank=rank, traits=traits)
-    write_adapter(root / FOLDER / name, replace(manifest, **changes), adapter.tensors())
-    list_adapters(root, *sorted(folder.name for folder in (root / FOLDER).iterdir()))
-
-
-def list_adapters(root: Path, *names: str) -> None:
-    (root / "steploom.json").write_text(json.dumps({"adapters": names}))
-
-
 @pytest.fixture(scope="module")
-def root(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a student and a style: an adapter of some layers that takes all three rows."""
-    root = tmp_path_factory.mktemp("adapted") / "tiny"
-    shutil.copytree(tiny_model_dir, root)
-    add_adapter(root, "few-step", seed=1, timestep_spacing="trailing")
-    attention = [name for name, _ in linear_maps(load_model(root).unet) if "attn" in name]
-    add_adapter(root, "style", seed=2, rank=2, names=attention, traits=AdapterTraits())
-    return root
+def root(adapted_dir: Path) -> Path:
+    return adapted_dir
 
 
 @pytest.fixture(scope="module")

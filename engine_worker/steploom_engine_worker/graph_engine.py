@@ -1,0 +1,240 @@
+"""The engine on a GPU: each bucket's tick is one recorded graph, and the host never waits for the device within it.
+
+Three lanes. Admissions copy pictures and tables to the device; encode and decode run in one lane, beside the denoise
+ticks in another, and marks keep the order that a job's own stages need. What a tick found out (values that are not
+finite, pictures) is copied back behind it, and read by whoever waits for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from steploom_engine_worker.adapter import merged_unet
+from steploom_engine_worker.config import WorkerConfig
+from steploom_engine_worker.engine import Done, Job, Pending, Pixels
+from steploom_engine_worker.errors import ModelError
+from steploom_engine_worker.fused.unet import FusedUNet, cannot_fuse
+from steploom_engine_worker.graphs import DecodeWork, EncodeWork, HostRing, JobGraph, StepGraph, pack_rows, pad_jobs
+from steploom_engine_worker.lane import Lane, Mark, open_lane
+from steploom_engine_worker.model import Model, load_model
+from steploom_engine_worker.slots import NO_ADAPTER
+from steploom_engine_worker.torch_engine import TorchEngine, device_of, model_root
+
+MAX_PENDING = 4
+
+PLAIN, GATED = -1, -2  # forms of the UNet beside those of single adapters, which have their numbers
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Rows, or jobs, for which graphs are recorded; rising."""
+
+    encode: Sequence[int]
+    denoise: Sequence[int]
+    decode: Sequence[int]
+
+
+def load_graph_engine(config: WorkerConfig) -> GraphEngine:
+    """The engine that the settings describe, on their CUDA device, with all its graphs recorded.
+
+    Raises:
+        ModelError: the model directory is wrong, or its UNet is none that can be fused.
+        ConfigError: torch cannot use the device.
+    """
+    device, dtype = device_of(config.device), getattr(torch, config.dtype)
+    torch.backends.cudnn.benchmark = True  # every shape comes again and again
+    root = model_root(config)
+    model = load_model(root, dtype)
+    problem = cannot_fuse(model.unet)
+    if problem:
+        raise ModelError(root / "unet" / "config.json", problem)
+    buckets = Buckets(config.encode_buckets, config.denoise_buckets, config.decode_buckets)
+    return GraphEngine(model, config.slots, config.max_steps, device, dtype, buckets, config.merge_adapters)
+
+
+@dataclass
+class _Tick:
+    """A tick that is under way; see `engine.Pending`."""
+
+    start: Mark
+    end: Mark
+    failures: Callable[[], dict[int, str]]
+    pictures: Callable[[], list[Pixels]] = field(default=list)
+
+    def wait(self) -> Done:
+        self.end.wait()
+        return Done(self.pictures(), self.failures(), self.end.seconds_since(self.start))
+
+
+class GraphEngine(TorchEngine):
+    """See the module, and `engine.Engine`. Runs on a CPU too, where nothing is recorded: for tests.
+
+    Args:
+        model: its UNet is taken apart: nobody else may use it.
+        num_slots: jobs at once.
+        max_steps: of a job.
+        device: where.
+        dtype: of the networks.
+        buckets: what is recorded.
+        merge_adapters: whether ticks of one adapter alone run on weights with its changes in them.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        num_slots: int,
+        max_steps: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        buckets: Buckets,
+        merge_adapters: bool = True,
+    ) -> None:
+        super().__init__(model, num_slots, max_steps, device, dtype, merge_adapters)
+        self._buckets = buckets
+        self._admission, self._side, self._main = (open_lane(device) for _ in range(3))
+        self._admitted: Mark | None = None
+        self._encoded: Mark | None = None
+        self._denoised: Mark | None = None
+        most_jobs = max(*buckets.encode, *buckets.decode)
+        ring = partial(HostRing, MAX_PENDING, device=device)
+        self._packed = {bucket: ring((8 * bucket,), torch.int32) for bucket in buckets.denoise}
+        self._job_slots = ring((most_jobs,), torch.int64)
+        self._flags = ring((2, max(most_jobs, *buckets.denoise)), torch.bool)
+        self._decoded = ring((max(buckets.decode), model.side, model.side, 3), torch.uint8)
+        self._staged = HostRing(num_slots - 1, (model.side, model.side, 3), torch.uint8, device)
+        self._steps: dict[tuple[int, int], StepGraph] = {}
+        self._encodes: dict[int, tuple[JobGraph, EncodeWork]] = {}
+        self._decodes: dict[int, tuple[JobGraph, DecodeWork]] = {}
+        self._record()
+
+    def _build_unet(self, model: Model, merge_adapters: bool) -> None:
+        """The forms of the UNet, in place of the model's."""
+        adapters = [item.network for item in model.adapters]
+        self._forms = {PLAIN: FusedUNet(model.unet, adapters)}
+        if adapters:
+            self._forms[GATED] = self._forms[PLAIN]
+        for number, adapter in enumerate(adapters if merge_adapters else []):
+            self._forms[number] = FusedUNet(merged_unet(model.unet, adapter), adapters, are_merged=True)
+        self._networks = dataclasses.replace(model, unet=None)
+
+    @torch.inference_mode()
+    def _record(self) -> None:
+        for bucket in self._buckets.denoise:
+            for form, unet in self._forms.items():
+                self._steps[form, bucket] = StepGraph(bucket, self.slots, unet, form != PLAIN, self._main)
+        for bucket in self._buckets.encode:
+            encode = EncodeWork(bucket, self.slots, self._encode_pictures)
+            self._encodes[bucket] = JobGraph(bucket, encode, self._device, self._side), encode
+        for bucket in self._buckets.decode:
+            decode = DecodeWork(bucket, self.slots, self._decode_latents)
+            self._decodes[bucket] = JobGraph(bucket, decode, self._device, self._side), decode
+
+    @property
+    def max_pending(self) -> int:
+        return MAX_PENDING
+
+    def admit(self, slot: int, job: Job) -> None:
+        with self._admission.working():
+            super().admit(slot, job)
+            self._admitted = self._admission.mark()
+
+    def _put_pixels(self, slot: int, pixels: Pixels) -> None:
+        staged = self._staged.next()
+        staged.copy_(torch.from_numpy(pixels))
+        self.slots.pixels[slot].copy_(staged, non_blocking=True)
+
+    @torch.inference_mode()
+    def encode(self, slots: Sequence[int]) -> Done | Pending:
+        graph, work = self._encodes[_bucket_for(self._buckets.encode, len(slots))]
+        with self._side.working():
+            self._side.follow(self._admitted)
+            start = self._side.mark()
+            graph.start(pad_jobs(graph.bucket, slots, self._job_slots.next()))
+            text = self._encode_text([self._instructions[slot] for slot in slots])
+            self.slots.text[self._index(slots)] = text
+            flags = self._flags.next()
+            flags[0, : len(slots)].copy_(work.are_finite[: len(slots)], non_blocking=True)
+            flags[1, : len(slots)].copy_(torch.isfinite(text).flatten(1).all(1), non_blocking=True)
+            self._encoded = self._side.mark()
+
+        def failures() -> dict[int, str]:
+            return {
+                **_failed(flags[0], slots, "the VAE's encoder"),
+                **_failed(flags[1], slots, "the text encoder"),
+            }
+
+        return _Tick(start, self._encoded, failures)
+
+    @torch.inference_mode()
+    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> Done | Pending:
+        row_slots = [slots[job] for job in self.slots.rows(slots)[0]]
+        bucket = _bucket_for(self._buckets.denoise, len(row_slots))
+        graph = self._steps[self._form(slots), bucket]
+        packed = self._packed[bucket].next()
+        packed.numpy()[:] = pack_rows(bucket, self.slots, slots, steps)
+        with self._main.working():
+            self._main.follow(self._encoded)
+            start = self._main.mark()
+            graph.start(packed)
+            flags = self._flags.next()
+            flags[0, : len(row_slots)].copy_(graph.are_finite[: len(row_slots)], non_blocking=True)
+            self._denoised = self._main.mark()
+        return _Tick(start, self._denoised, lambda: _failed(flags[0], row_slots, "the UNet"))
+
+    @torch.inference_mode()
+    def decode(self, slots: Sequence[int]) -> Done | Pending:
+        graph, work = self._decodes[_bucket_for(self._buckets.decode, len(slots))]
+        with self._side.working():
+            self._side.follow(self._denoised)
+            start = self._side.mark()
+            graph.start(pad_jobs(graph.bucket, slots, self._job_slots.next()))
+            flags, pictures = self._flags.next(), self._decoded.next()
+            flags[0, : len(slots)].copy_(work.are_finite[: len(slots)], non_blocking=True)
+            pictures[: len(slots)].copy_(work.pictures[: len(slots)], non_blocking=True)
+            end = self._side.mark()
+        return _Tick(
+            start,
+            end,
+            lambda: _failed(flags[0], slots, "the VAE's decoder"),
+            lambda: list(pictures[: len(slots)].numpy()),
+        )
+
+    @torch.inference_mode()
+    def preview(self, slot: int) -> Pixels:
+        lane: Lane = open_lane(self._device)
+        with lane.working():
+            lane.follow(self._denoised)
+            return super().preview(slot)
+
+    def _form(self, slots: Sequence[int]) -> int:
+        """Which form of the UNet a tick needs, by the adapters of its jobs."""
+        numbers = {self.slots.adapters[slot] for slot in slots}
+        if numbers == {NO_ADAPTER}:
+            return PLAIN
+        number = min(numbers)
+        return number if len(numbers) == 1 and number in self._forms else GATED
+
+
+def _bucket_for(buckets: Sequence[int], count: int) -> int:
+    """The smallest that is large enough.
+
+    Raises:
+        ValueError: none is.
+    """
+    place = bisect_left(buckets, count)
+    if place == len(buckets):
+        raise ValueError(f"{count} in a tick, the largest bucket is {buckets[-1]}")
+    return buckets[place]
+
+
+def _failed(are_finite: Tensor, slots: Sequence[int], source: str) -> dict[int, str]:
+    """The slots of rows whose values are not finite."""
+    reason = f"{source} gave values that are not finite"
+    return {slot: reason for slot, is_finite in zip(slots, are_finite.tolist(), strict=False) if not is_finite}

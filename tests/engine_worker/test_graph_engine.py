@@ -1,0 +1,207 @@
+"""The GPU's engine, on a CPU: padded buckets over fixed memory give what the plain engine gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from steploom_common.settings import ConfigError
+from steploom_engine_worker.config import WorkerConfig
+from steploom_engine_worker.engine import Done, Job, Pending
+from steploom_engine_worker.errors import ModelError
+from steploom_engine_worker.graph_engine import GATED, MAX_PENDING, PLAIN, Buckets, GraphEngine, load_graph_engine
+from steploom_engine_worker.graphs import PADDING, HostRing, pack_rows
+from steploom_engine_worker.lane import open_lane
+from steploom_engine_worker.launch import build_engine
+from steploom_engine_worker.model import load_model
+from steploom_engine_worker.schedule import Sampler
+from steploom_engine_worker.torch_engine import TorchEngine
+
+TOLERANCE = 2e-4  # of latents: sums in another order
+BUCKETS = Buckets(encode=(2, 4), denoise=(1, 3, 8, 12), decode=(1, 3, 4))
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def plain(adapted_dir: Path) -> TorchEngine:
+    return TorchEngine(load_model(adapted_dir), 5, 8, CPU, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def engine(adapted_dir: Path) -> GraphEngine:
+    return GraphEngine(load_model(adapted_dir), 5, 8, CPU, torch.float32, BUCKETS)
+
+
+def done(started: Done | Pending) -> Done:
+    ended = started.wait()
+    assert not ended.failures
+    return ended
+
+
+def draw(engine: TorchEngine, jobs: Sequence[Job]) -> tuple[list[torch.Tensor], list[np.ndarray]]:
+    """Final latents and pictures of jobs that share every tick that they can, in slots from the last."""
+    slots = [engine.num_slots - 1 - number for number in range(len(jobs))]
+    for slot, job in zip(slots, jobs, strict=True):
+        engine.admit(slot, job)
+    done(engine.encode(slots))
+    for step in range(max(job.steps for job in jobs)):
+        left = [slot for slot, job in zip(slots, jobs, strict=True) if step < job.steps]
+        done(engine.denoise(left, [step] * len(left)))
+    pictures = list(done(engine.decode(slots)).pictures)
+    latents = [engine.slots.latents[slot].clone() for slot in slots]
+    for slot in slots:
+        engine.release(slot)
+    return latents, pictures
+
+
+@pytest.mark.parametrize(
+    "adapters",
+    [("",), ("few-step",), ("style",), ("", "few-step", ""), ("few-step", "few-step"), ("style", "", "few-step")],
+)
+def test_draws_what_the_plain_engine_draws(
+    plain: TorchEngine, engine: GraphEngine, make_job: Callable[..., Job], adapters: tuple[str, ...]
+) -> None:
+    jobs = [
+        make_job(picture=number, seed=number, adapter=name, steps=2 + number % 2, guidance_scale=1.5 + number)
+        for number, name in enumerate(adapters)
+    ]
+    for expected, got in zip(draw(plain, jobs)[0], draw(engine, jobs)[0], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=TOLERANCE)
+    for ours, theirs in zip(draw(engine, jobs)[1], draw(plain, jobs)[1], strict=True):
+        assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_every_sampler(plain: TorchEngine, engine: GraphEngine, make_job: Callable[..., Job], sampler: Sampler) -> None:
+    jobs = [make_job(sampler=sampler, steps=4)]
+    torch.testing.assert_close(draw(engine, jobs)[0], draw(plain, jobs)[0], rtol=1e-5, atol=TOLERANCE)
+
+
+def test_a_tick_touches_no_slot_but_its_jobs(engine: GraphEngine, make_job: Callable[..., Job]) -> None:
+    for slot in range(engine.num_slots):
+        engine.admit(slot, make_job(seed=slot))
+        done(engine.encode([slot]))
+    arrays = (engine.slots.latents, engine.slots.history, engine.slots.image_latents, engine.slots.text)
+    before = [array.clone() for array in arrays]
+    done(engine.denoise([3], [0]))
+    done(engine.decode([3]))
+    others = [0, 1, 2, 4]
+    for array, old in zip(arrays, before, strict=True):
+        assert torch.equal(array[others], old[others])
+        assert torch.equal(array[5:], old[5:])  # the empty conditions
+    assert not torch.equal(engine.slots.latents[3], before[0][3])
+    for slot in range(engine.num_slots):
+        engine.release(slot)
+
+
+def test_a_job_that_overflows_fails_alone_in_each_stage(
+    plain: TorchEngine, engine: GraphEngine, make_job: Callable[..., Job]
+) -> None:
+    (expected,), _ = draw(plain, [make_job(steps=1)])
+    for slot in (0, 4):
+        engine.admit(slot, make_job(steps=1))
+    done(engine.encode([4, 0]))
+    engine.slots.latents[0] = torch.nan
+    assert engine.denoise([4, 0], [0, 0]).wait().failures == {0: "the UNet gave values that are not finite"}
+    torch.testing.assert_close(engine.slots.latents[4], expected, rtol=1e-5, atol=TOLERANCE)
+    ended = engine.decode([4, 0]).wait()
+    assert ended.failures == {0: "the VAE's decoder gave values that are not finite"}
+    assert len(ended.pictures) == 2
+    for slot in (0, 4):
+        engine.release(slot)
+
+
+def test_ticks_of_one_adapter_alone_run_on_merged_weights(
+    adapted_dir: Path, engine: GraphEngine, make_job: Callable[..., Job]
+) -> None:
+    names = ["", "few-step", "style"]
+    for slot, name in enumerate(names):
+        engine.admit(slot, make_job(adapter=name))
+    assert [engine._form(slots) for slots in ([0], [1], [2], [1, 1], [0, 1], [1, 2])] == [PLAIN, 0, 1, 0, GATED, GATED]
+    lean = GraphEngine(load_model(adapted_dir), 2, 8, CPU, torch.float32, Buckets((1,), (3,), (1,)), False)
+    lean.admit(0, make_job(adapter="few-step"))
+    assert lean._form([0]) == GATED
+
+
+def test_more_rows_than_the_largest_bucket_are_refused(engine: GraphEngine, make_job: Callable[..., Job]) -> None:
+    for slot in range(5):
+        engine.admit(slot, make_job())
+    with pytest.raises(ValueError, match="15 in a tick, the largest bucket is 12"):
+        engine.denoise([0, 1, 2, 3, 4], [0] * 5)
+    with pytest.raises(ValueError, match="5 in a tick, the largest bucket is 4"):
+        engine.encode([0, 1, 2, 3, 4])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_a_wrong_setting(adapted_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"worker\.device: is 'cuda', which torch cannot use"):
+        build_engine(WorkerConfig(model=str(adapted_dir), device="cuda", dtype="float16"))
+
+
+def test_half_precision_wants_a_gpu(adapted_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"worker\.dtype: is float16, must be float32 or bfloat16 on a CPU"):
+        build_engine(WorkerConfig(model=str(adapted_dir), dtype="float16"))
+
+
+def test_a_unet_that_cannot_be_fused_is_named(adapted_dir: Path, tmp_path: Path) -> None:
+    root = tmp_path / "tiny"
+    shutil.copytree(adapted_dir, root)
+    file = root / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "act_fn": "gelu"}))
+    with pytest.raises(ModelError, match=r"config\.json: act_fn is 'gelu', must be 'silu' or 'swish'"):
+        load_graph_engine(WorkerConfig(model=str(root)))
+
+
+def test_the_settings_make_the_engine(adapted_dir: Path) -> None:
+    config = WorkerConfig(
+        model=str(adapted_dir), slots=2, max_steps=7, encode_buckets=(1,), denoise_buckets=(3,), decode_buckets=(1,)
+    )
+    engine = load_graph_engine(config)  # on the CPU
+    assert (engine.num_slots, engine.model.max_steps, engine.max_pending) == (2, 7, MAX_PENDING)
+
+
+def test_a_preview_is_of_the_latest_step(plain: TorchEngine, engine: GraphEngine, make_job: Callable[..., Job]) -> None:
+    for each in (plain, engine):
+        each.admit(0, make_job(steps=2))
+        done(each.encode([0]))
+        done(each.denoise([0], [0]))
+    assert np.abs(plain.preview(0).astype(int) - engine.preview(0)).max() <= 1
+
+
+def test_packed_rows_pad_rows_and_jobs(engine: GraphEngine, make_job: Callable[..., Job]) -> None:
+    engine.admit(2, make_job(guidance_scale=7.5, image_guidance_scale=1.5))  # three rows
+    engine.admit(4, make_job(adapter="few-step"))  # one
+    packed = pack_rows(6, engine.slots, [4, 2], [1, 0])
+    rows, jobs, branches = packed[:18].reshape(3, 6), packed[18:30].reshape(2, 6), packed[30:].reshape(6, 3)
+    assert rows[0].tolist() == [4, 2, 2, 2, PADDING, PADDING]
+    assert rows[1, :4].tolist() == [0, 0, 1, 2]
+    assert rows[2, :4].tolist() == [1, 0, 0, 0]
+    assert jobs[0].tolist() == [4, 2, *[PADDING] * 4]
+    assert jobs[1, :2].tolist() == [1, 0]
+    assert branches[:2].tolist() == [[0, 0, 0], [1, 2, 3]]
+
+
+def test_a_ring_gives_an_array_again_only_after_all_that_may_be_under_way() -> None:
+    ring = HostRing(MAX_PENDING, (2,), torch.int32, CPU)
+    seen = [ring.next().data_ptr() for _ in range(2 * MAX_PENDING + 2)]
+    assert len(set(seen[: MAX_PENDING + 1])) == MAX_PENDING + 1
+    assert seen[: MAX_PENDING + 1] == seen[MAX_PENDING + 1 :]
+
+
+def test_a_lane_of_a_cpu_is_the_thread() -> None:
+    lane, ran = open_lane(CPU), []
+    replay = lane.record(lambda: ran.append(1))
+    start = lane.mark()
+    with lane.working():
+        replay()
+    end = lane.mark()
+    end.wait()
+    lane.follow(start)
+    assert ran == [1, 1]
+    assert end.seconds_since(start) >= 0
