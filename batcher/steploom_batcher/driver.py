@@ -169,10 +169,21 @@ class Driver:
             return  # its last words
         if report.outcome.status is Status.FAILED:
             log.warning("worker %s: tick %d failed: %s", name, report.tick_id, report.outcome.error)
+        if report.outcome.failures:
+            self._log_failures(worker, report)
         if report.pictures:
             self._roster.take_pictures(worker, report.pictures)
         self._roster.apply(self._scheduler.finish(report.tick_id, report.outcome, self._loop.time()))
         self._changed()
+
+    def _log_failures(self, worker: LiveWorker, report: TickReport) -> None:
+        """Once a job: ticks that were in flight behind say it again."""
+        for slot, error in report.outcome.failures.items():
+            job = worker.slots.get(slot)
+            if job is not None and job.end is None:
+                log.warning(
+                    "worker %s: job %s failed in tick %d: %s", worker.name, job.spec.job_id, report.tick_id, error
+                )
 
     def _lose(self, worker: LiveWorker) -> None:
         self._roster.lose(worker)

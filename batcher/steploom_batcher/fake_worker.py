@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -74,6 +74,7 @@ class FakeWorker:
         self._is_dead = False
         self.slots: dict[int, _Slot] = {}
         self.poison: set[str] = set()  # jobs that make any tick raise
+        self.overflow: dict[str, tuple[Stage, int]] = {}  # jobs whose values go bad, and from which stage and step on
         self.fail_ticks = 0  # so many of the next ticks raise, whoever is in them
         self.history: list[Command] = []
 
@@ -124,21 +125,31 @@ class FakeWorker:
             outcome = Outcome(Status.FAILED, seconds, "failed on command")
         elif any(self.slots[entry.slot].job_id in self.poison for entry in tick.entries):
             outcome = Outcome(Status.FAILED, seconds, "a poisoned job")
+        elif bad := [entry.slot for entry in tick.entries if self._overflows(tick, entry)]:
+            outcome = Outcome(Status.OK, seconds, failures=dict.fromkeys(bad, "values that are not finite"))
         if seconds:
             self._running = self._loop.call_later(seconds, self._end, tick, outcome)
         else:
             self._running = self._loop.call_soon(self._end, tick, outcome)
 
+    def _overflows(self, tick: Tick, entry: Entry) -> bool:
+        """Once bad, values stay so in the ticks that are in flight behind."""
+        since = self.overflow.get(self.slots[entry.slot].job_id)
+        return since is not None and (tick.stage, entry.step) >= since
+
     def _end(self, tick: Tick, outcome: Outcome) -> None:
-        pictures = self._advance(tick) if outcome.status is Status.OK else ()
+        pictures = self._advance(tick, outcome.failures) if outcome.status is Status.OK else ()
         self._report(TickReport(tick.tick_id, outcome, pictures))
         self._next()
 
-    def _advance(self, tick: Tick) -> tuple[tuple[int, Picture], ...]:
+    def _advance(self, tick: Tick, failures: Container[int]) -> tuple[tuple[int, Picture], ...]:
+        """Moves every job, those that have failed too: a tick behind this one would else be out of step."""
         pictures = []
         for entry in tick.entries:
             slot = self.slots[entry.slot]
             slot.advance()
+            if entry.slot in failures:
+                continue
             every = slot.payload.preview_every
             if tick.stage is Stage.DECODE or (tick.stage is Stage.DENOISE and every and slot.step % every == 0):
                 pictures.append((entry.slot, self._draw(slot.payload, tick.stage)))

@@ -96,12 +96,14 @@ def _tick(tick: pb.Tick) -> Tick:
 def _report_to_wire(report: TickReport) -> pb.Report:
     pixels = [pb.SlotPixels(slot=slot, pixels=picture_to_wire(picture)) for slot, picture in report.pictures]
     outcome = report.outcome
+    failures = [pb.SlotFailure(slot=slot, error=error) for slot, error in outcome.failures.items()]
     done = pb.TickDone(
         tick_id=report.tick_id,
         status=outcome.status,  # type: ignore[arg-type]
         seconds=outcome.seconds,
         error=outcome.error,
         pixels=pixels,
+        failures=failures,
     )
     return pb.Report(tick_done=done)
 

@@ -164,7 +164,10 @@ class Scheduler:
         return ticks
 
     def finish(self, tick_id: int, outcome: Outcome, now: float) -> list[Effect]:
-        """Commits a tick that is back: jobs move on, or what failed is split and tried again."""
+        """Commits a tick that is back: jobs move on, or what failed is split and tried again.
+
+        Jobs whose slots an OK tick names as failed end; a slot that is not in the tick is ignored.
+        """
         found = next(((item, item.ticks[tick_id]) for item in self._workers.values() if tick_id in item.ticks), None)
         if found is None:
             return []  # of a worker that was lost meanwhile
@@ -187,7 +190,7 @@ class Scheduler:
                 alive.append((job, entry))
         match outcome.status:
             case Status.OK:
-                effects += [effect for job, entry in alive for effect in self._commit(job, entry, tick, outcome, now)]
+                effects += [effect for job, entry in alive for effect in self._settle(job, entry, tick, outcome, now)]
             case Status.FAILED:
                 effects += self._split(worker, alive, tick, outcome)
             case Status.SKIPPED:
@@ -341,11 +344,7 @@ class Scheduler:
         self._waiting.enter(job)
         if job.num_crashes < self._config.max_crashes:
             return [Requeued(job.spec.job_id)]
-        self._counts["failed"] += 1
-        return [
-            Failed(job.spec.job_id, Cause.POISON, f"{job.num_crashes} workers died while it was running"),
-            *self._leave(job),
-        ]
+        return self._fail(job, f"{job.num_crashes} workers died while it was running")
 
     # Planning
 
@@ -407,6 +406,16 @@ class Scheduler:
 
     # Committing
 
+    def _settle(self, job: Job, entry: Entry, tick: Tick, outcome: Outcome, now: float) -> list[Effect]:
+        """A job's part in a tick that ran: it has moved on, or it alone cannot; the others know nothing of that."""
+        if entry.slot in outcome.failures:
+            return self._fail(job, outcome.failures[entry.slot])
+        return self._commit(job, entry, tick, outcome, now)
+
+    def _fail(self, job: Job, message: str) -> list[Effect]:
+        self._counts["failed"] += 1
+        return [Failed(job.spec.job_id, Cause.POISON, message), *self._leave(job)]
+
     def _commit(self, job: Job, entry: Entry, tick: Tick, outcome: Outcome, now: float) -> list[Effect]:
         job.record(tick, outcome.seconds, now)
         done_s = job.costs.work_s[tick.stage]
@@ -426,8 +435,7 @@ class Scheduler:
         self._roll_back(alive, tick)
         jobs = [job for job, _ in alive]
         if len(tick.entries) == 1 and jobs:
-            self._counts["failed"] += 1
-            return [Failed(jobs[0].spec.job_id, Cause.POISON, outcome.error), *self._leave(jobs[0])]
+            return self._fail(jobs[0], outcome.error)
         middle = (len(jobs) + 1) // 2
         worker.recovery += [part for part in (jobs[:middle], jobs[middle:]) if part]
         return []

@@ -21,7 +21,7 @@ class Stage(IntEnum):
 class Status(IntEnum):
     """How a tick ended. The values are those of steploom.worker.v1.TickStatus."""
 
-    OK = 1
+    OK = 1  # its jobs have moved on, all but those in Outcome.failures
     FAILED = 2  # it raised; no job of it has moved
     SKIPPED = 3  # an earlier tick of one of its jobs failed; nothing was run
 
@@ -104,6 +104,7 @@ class Outcome:
     status: Status
     seconds: float = 0.0  # of device time
     error: str = ""
+    failures: Mapping[int, str] = field(default_factory=dict)  # by slot; of an OK tick: why its job cannot go on
 
 
 @dataclass(frozen=True)

@@ -65,15 +65,19 @@ def report_from_wire(report: pb.Report) -> TickReport:
     """A tick's end.
 
     Raises:
-        ProtocolError: it is something else.
+        ProtocolError: it is something else, or a tick that failed as a whole and names jobs that fail.
     """
     if report.WhichOneof("report") != "tick_done":
         raise ProtocolError(f"expected tick_done, got {report.WhichOneof('report') or 'an empty report'}")
     done = report.tick_done
     try:
-        outcome = Outcome(Status(done.status), done.seconds, done.error)
+        status = Status(done.status)
     except ValueError as error:
         raise ProtocolError(str(error)) from None
+    if done.failures and status is not Status.OK:
+        raise ProtocolError(f"tick {done.tick_id} is {status.name} as a whole, and names jobs of it that fail")
+    failures = {item.slot: item.error for item in done.failures}
+    outcome = Outcome(status, done.seconds, done.error, failures)
     pictures = tuple((item.slot, picture_from_wire(item.pixels)) for item in done.pixels) if done.pixels else ()
     return TickReport(done.tick_id, outcome, pictures)
 

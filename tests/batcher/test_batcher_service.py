@@ -19,6 +19,7 @@ from steploom_batcher.fake_worker import fake_model, fake_ready, flat_costs
 from steploom_batcher.fake_worker_service import FakeWorkerService, serve_fake_worker
 from steploom_batcher.messages import Admit, Model
 from steploom_batcher.server import BatcherServer
+from steploom_batcher.types import Stage
 from steploom_protos.batcher.v1 import batcher_pb2 as pb
 from steploom_protos.batcher.v1 import batcher_pb2_grpc
 from steploom_protos.worker.v1 import worker_pb2
@@ -310,6 +311,20 @@ async def test_a_poisoned_job_fails_alone(system: System, caplog: pytest.LogCapt
     error_id = (error.details() or "").rsplit(" ", 1)[1]
     assert any(error_id in line and "a poisoned job" in line for line in caplog.messages)
     assert all(isinstance(result, pb.JobEvent) for result in results[1:])
+
+
+async def test_a_job_whose_values_go_bad_fails_alone(system: System, caplog: pytest.LogCaptureFixture) -> None:
+    assert system.worker_service.worker is not None
+    system.worker_service.worker.overflow["bad"] = Stage.DENOISE, 1
+    good = [submit(system, job_id=f"j{number}") for number in range(5)]
+    results = await asyncio.gather(submit(system, job_id="bad"), *good, return_exceptions=True)
+    error = results[0]
+    assert isinstance(error, grpc.aio.AioRpcError)
+    assert error.code() is grpc.StatusCode.INTERNAL
+    error_id = (error.details() or "").rsplit(" ", 1)[1]
+    assert any(error_id in line and "values that are not finite" in line for line in caplog.messages)
+    assert all(isinstance(result, pb.JobEvent) for result in results[1:])
+    assert system.worker_service.num_streams == 1
 
 
 async def test_jobs_survive_the_death_of_their_worker(system: System) -> None:

@@ -180,6 +180,43 @@ def test_a_poisoned_job_fails_alone_and_the_log_carries_its_error_id(caplog: pyt
     virtual_time.run(scenario())
 
 
+def test_a_job_whose_values_go_bad_costs_the_others_of_its_ticks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def ends(bad: str, since: tuple[Stage, int]) -> tuple[list[object], list[float]]:
+        """Results of three jobs, and when each was there. Their buckets are full, with the third and without."""
+        async with rig(config(ticks_in_flight=3, lead_s=10.0)) as here:
+            here.worker.overflow[bad] = since
+            moments = [0.0] * 3
+
+            async def result(number: int) -> Done:
+                try:
+                    return await result_of(here.submit(f"j{number}", 6, seed=number, rows=1 + number))
+                finally:
+                    moments[number] = here.loop.time()
+
+            results = await asyncio.gather(*map(result, range(3)), return_exceptions=True)
+            check_order(here.worker.history)
+            await here.assert_nothing_left()
+            return [*results], moments
+
+    undisturbed, undisturbed_moments = virtual_time.run(ends("nobody", (Stage.ENCODE, 0)))
+    for since in ((Stage.ENCODE, 0), (Stage.DENOISE, 2), (Stage.DECODE, 0)):
+        caplog.clear()
+        results, moments = virtual_time.run(ends("j2", since))
+        failure = results.pop()
+        assert isinstance(failure, JobFailed)
+        assert "finite" not in str(failure)
+        error_id = str(failure).rsplit(" ", 1)[1]
+        lines = [line for line in caplog.messages if "values that are not finite" in line]
+        assert len(lines) == 2
+        assert "worker w0: job j2 failed in tick " in lines[0]
+        assert error_id in lines[1]
+        for done, before in zip(results, undisturbed, strict=False):
+            assert isinstance(done, Done)
+            assert isinstance(before, Done)
+            assert (done.picture, done.usage.ticks) == (before.picture, before.usage.ticks)
+        assert all(moment <= before for moment, before in zip(moments, undisturbed_moments, strict=True))
+
+
 def test_jobs_of_a_lost_worker_start_again_and_end_with_the_same_picture(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
 

@@ -184,6 +184,9 @@ def test_words_that_are_no_part_of_the_protocol_are_refused() -> None:
         report_from_wire(worker_pb2.Report())
     with pytest.raises(ProtocolError, match="no bucket for encode, denoise, decode"):
         ready_from_wire(worker_pb2.Report(ready=worker_pb2.Ready(worker_id="w")))
+    failed = worker_pb2.TickDone(tick_id=1, status=worker_pb2.TICK_STATUS_FAILED, failures=[worker_pb2.SlotFailure()])
+    with pytest.raises(ProtocolError, match="tick 1 is FAILED as a whole"):
+        report_from_wire(worker_pb2.Report(tick_done=failed))
 
 
 def test_a_models_adapters_keep_their_order_and_bounds_on_the_wire() -> None:

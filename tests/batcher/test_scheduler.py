@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from scheduler_model import COSTS, KEY, ModelWorker, profile, spec
 
@@ -20,8 +22,10 @@ from steploom_batcher.types import (
     Key,
     Outcome,
     Refused,
+    Release,
     Requeued,
     Stage,
+    Started,
     Status,
     Tick,
 )
@@ -285,6 +289,66 @@ def test_a_failed_tick_with_another_in_flight_rolls_both_back() -> None:
     bench.admit(spec("a", steps=5), spec("bad", steps=5), spec("b", steps=5))
     bench.run()
     assert sorted(bench.finished()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("since", [(Stage.ENCODE, 0), (Stage.DENOISE, 2), (Stage.DECODE, 0)])
+def test_a_job_that_fails_in_a_tick_that_ran_ends_and_the_others_go_on(since: tuple[Stage, int]) -> None:
+    bench = Bench(ticks_in_flight=3, lead_s=10.0)
+    bench.worker.overflows["bad"] = since
+    bench.admit(*[spec(name, steps=4) for name in ("a", "bad", "b")])
+    ticks = bench.run()
+    assert [item for item in bench.effects if isinstance(item, Failed)] == [Failed("bad", Cause.POISON, "not finite")]
+    assert sorted(bench.finished()) == ["a", "b"]
+    planned = Counter(job_id for tick in ticks for job_id in jobs_of(tick))
+    assert (planned["a"], planned["b"]) == (6, 6)
+    stats = bench.scheduler.statistics()
+    assert (stats.finished, stats.failed, stats.workers["w0"].slots_used) == (2, 1, 0)
+
+
+def test_a_job_that_fails_keeps_its_slot_until_its_last_tick_in_flight_is_back() -> None:
+    bench = Bench(ticks_in_flight=3, lead_s=10.0)
+    bench.worker.overflows["bad"] = (Stage.ENCODE, 0)
+    bench.admit(spec("a", steps=9), spec("bad", steps=9))
+    bench.plan()
+    assert [jobs_of(tick) for tick in bench.worker.queue] == [["a", "bad"]] * 3
+    released = []
+    for _ in range(3):
+        bench.effects.clear()
+        bench.tick()
+        released.append([item.job_id for item in bench.effects if isinstance(item, Release)])
+        assert jobs_of(bench.plan()[0]) == ["a"], "planning goes on at once, without the job"
+    assert released == [[], [], ["bad"]]
+
+
+def test_a_cancelled_job_that_fails_too_was_only_cancelled() -> None:
+    bench = Bench()
+    bench.worker.overflows["bad"] = (Stage.ENCODE, 0)
+    bench.admit(spec("bad"))
+    bench.plan()
+    bench.scheduler.cancel("bad", 0.0)
+    bench.run()
+    assert [type(item) for item in bench.effects] == [Release]
+    stats = bench.scheduler.statistics()
+    assert (stats.cancelled, stats.failed) == (1, 0)
+
+
+def test_a_failure_of_a_slot_that_is_not_in_the_tick_is_nobodys() -> None:
+    bench = Bench()
+    bench.admit(spec("a"), spec("b"))
+    (tick,) = bench.scheduler.next_ticks(0.0)
+    outcome = Outcome(Status.OK, 0.1, failures={7: "not finite"})
+    assert bench.scheduler.finish(tick.tick_id, outcome, 0.1) == [Started("a"), Started("b")]
+
+
+def test_a_tick_with_a_job_that_fails_tells_what_its_bucket_costs() -> None:
+    costs = []
+    for failures in ({}, {0: "not finite"}):
+        bench = Bench()
+        bench.admit(spec("a"), spec("b"))
+        (tick,) = bench.scheduler.next_ticks(0.0)
+        bench.scheduler.finish(tick.tick_id, Outcome(Status.OK, 0.5, failures=failures), 0.5)
+        costs.append(bench.scheduler._workers["w0"].costs.seconds(Stage.ENCODE, 2))
+    assert costs[0] == costs[1] > COSTS[Stage.ENCODE][2]
 
 
 def test_jobs_that_have_ended_leave_nothing_behind() -> None:

@@ -25,6 +25,7 @@ from steploom_batcher.types import (
     Refused,
     Release,
     Requeued,
+    Stage,
     Started,
     Status,
     Stepped,
@@ -33,6 +34,8 @@ from steploom_batcher.types import (
 OTHER_KEY = Key("other", (4, 16, 16))
 WORKERS = {"w0": KEY, "w1": KEY, "w2": OTHER_KEY}
 MAX_DELAY_S = 0.004
+# where a job's values go bad; steps that a job does not have: in its decode
+BAD_FROM = [(Stage.ENCODE, 0), (Stage.DENOISE, 0), (Stage.DENOISE, 1), (Stage.DENOISE, 4), (Stage.DECODE, 0)]
 PICK = st.integers(0, 1000)  # chooses among what is there, by remainder
 
 
@@ -45,6 +48,7 @@ class Machine(RuleBasedStateMachine):
         self.live: dict[str, JobSpec] = {}  # admitted and not ended
         self.specs: dict[str, JobSpec] = {}  # every job that was ever admitted
         self.poisoned: set[str] = set()
+        self.overflows: dict[str, tuple[Stage, int]] = {}
         self.cancelled: set[str] = set()
         self.ends: Counter[str] = Counter()  # how often each job has ended
         self.steps_seen: dict[str, int] = {}
@@ -86,20 +90,36 @@ class Machine(RuleBasedStateMachine):
         seconds=st.sampled_from([0.05, 0.3, 2.0, 50.0]),
         key=st.sampled_from([KEY, KEY, OTHER_KEY]),
         poisoned=st.sampled_from([-1, -1, 0, 1, 2, 3]),
+        overflowing=st.sampled_from([-1, -1, 0, 1, 2, 3]),
+        bad_from=st.sampled_from(BAD_FROM),
     )
-    def submit(self, count: int, tier: str, steps: int, rows: int, seconds: float, key: Key, poisoned: int) -> None:
+    def submit(
+        self,
+        count: int,
+        tier: str,
+        steps: int,
+        rows: int,
+        seconds: float,
+        key: Key,
+        poisoned: int,
+        overflowing: int = -1,
+        bad_from: tuple[Stage, int] = (Stage.ENCODE, 0),
+    ) -> None:
         for index in range(count):
-            self.submit_one(tier, steps, rows, seconds, key, index == poisoned)
+            job_id = f"j{self.num_submitted}"
+            self.submit_one(job_id, tier, steps, rows, seconds, key)
+            if job_id in self.live and index == poisoned:
+                self.poisoned.add(job_id)
+            if job_id in self.live and index == overflowing:
+                self.overflows[job_id] = bad_from
 
-    def submit_one(self, tier: str, steps: int, rows: int, seconds: float, key: Key, is_poisoned: bool) -> None:
-        job = spec(f"j{self.num_submitted}", tier, steps, rows, self.now + seconds, key)
+    def submit_one(self, job_id: str, tier: str, steps: int, rows: int, seconds: float, key: Key) -> None:
+        job = spec(job_id, tier, steps, rows, self.now + seconds, key)
         self.num_submitted += 1
         verdict = self.scheduler.submit(job, self.now)
         if isinstance(verdict, Admitted):
             self.live[job.job_id] = self.specs[job.job_id] = job
             self.steps_seen[job.job_id] = 0
-            if is_poisoned:
-                self.poisoned.add(job.job_id)
             assert self.now + verdict.predicted_s <= job.deadline
             return
         assert isinstance(verdict, Refused)
@@ -150,7 +170,7 @@ class Machine(RuleBasedStateMachine):
                 self.scheduler.worker_up(profile(name, num_slots, key), self.now)
             return
         effects = self.scheduler.worker_up(profile(name, num_slots, key), self.now)
-        self.workers[name] = ModelWorker(profile(name, num_slots, key), self.poisoned)
+        self.workers[name] = ModelWorker(profile(name, num_slots, key), self.poisoned, self.overflows)
         before = self.last_keys.get(name)
         self.last_keys[name] = key
         lost = before is not None and before not in self.last_keys.values()
@@ -177,13 +197,19 @@ class Machine(RuleBasedStateMachine):
     def run_tick(self, name: str) -> None:
         tick, outcome = self.workers[name].run({job_id: job.steps for job_id, job in self.specs.items()})
         self.now += 0.001
+        alive = {entry.job_id for entry in tick.entries} & self.live.keys()
         effects = self.scheduler.finish(tick.tick_id, outcome, self.now)
-        in_tick = {entry.job_id for entry in tick.entries}
-        for effect in effects:
-            if isinstance(effect, Failed):
-                assert effect.cause is Cause.POISON
-                assert effect.job_id in self.poisoned
-        assert {effect.job_id for effect in effects} <= in_tick
+        failed = {effect.job_id for effect in effects if isinstance(effect, Failed)}
+        moved = sorted(effect.job_id for effect in effects if isinstance(effect, Started | Stepped | Finished))
+        if outcome.status is Status.OK:
+            bad = {entry.job_id for entry in tick.entries if entry.slot in outcome.failures}
+            assert failed == alive & bad
+            assert moved == sorted(alive - bad)
+        else:
+            assert failed <= self.poisoned
+            assert moved == []
+        assert all(effect.cause is Cause.POISON for effect in effects if isinstance(effect, Failed))
+        assert {effect.job_id for effect in effects} <= {entry.job_id for entry in tick.entries}
         self.take(effects)
 
     def take(self, effects: list[Effect]) -> None:
@@ -192,6 +218,7 @@ class Machine(RuleBasedStateMachine):
                 case Finished(job_id, usage):
                     assert self.steps_seen[job_id] == self.specs[job_id].steps
                     assert job_id not in self.poisoned
+                    assert job_id not in self.overflows
                     assert usage.ticks >= self.specs[job_id].steps + 2
                     self.end(job_id)
                 case Failed(job_id, cause, _):
@@ -306,6 +333,7 @@ TestSchedulerProperties = Machine.TestCase
 def test_long_runs_keep_the_promises(seed: int) -> None:
     """Hypothesis finds the short counterexamples; long random lives reach the states that many steps lead to."""
     dice = random.Random(seed)
+    overflow_dice = random.Random(1000 + seed)  # its own, as the seeds that are named stand for the runs they gave
     machine = Machine()
     machine.start(
         policy=dice.choice(["step", "step", "request"]),
@@ -325,6 +353,8 @@ def test_long_runs_keep_the_promises(seed: int) -> None:
                     seconds=dice.choice([0.05, 0.3, 2.0, 50.0]),
                     key=dice.choice([KEY, KEY, OTHER_KEY]),
                     poisoned=dice.choice([-1, -1, 0, 1, 2, 3]),
+                    overflowing=overflow_dice.choice([-1, -1, 0, 1, 2, 3]) if seed < 40 else -1,
+                    bad_from=overflow_dice.choice(BAD_FROM),
                 )
             case "end":
                 machine.ticks_end(dice.randrange(1000), dice.randint(1, 6))

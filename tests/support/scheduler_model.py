@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from steploom_batcher.types import JobSpec, Key, Outcome, Stage, Status, Tick, WorkerProfile
+from steploom_batcher.types import Entry, JobSpec, Key, Outcome, Stage, Status, Tick, WorkerProfile
 
 KEY = Key("model", (4, 32, 32))
 COSTS = {
@@ -32,12 +32,17 @@ def spec(
 
 @dataclass
 class ModelWorker:
-    """Runs ticks in order; a tick with a poisoned job in its denoise stage fails."""
+    """Runs ticks in order; one with a poisoned job in its denoise stage fails, one with a job that overflows names it.
+
+    Every job of a tick that ran has moved, those that it names too: ticks behind it were planned to find them there.
+    """
 
     profile: WorkerProfile
     poisoned: set[str]
+    overflows: dict[str, tuple[Stage, int]] = field(default_factory=dict)  # from which stage and step on
     queue: list[Tick] = field(default_factory=list)
     slots: dict[int, tuple[str, Stage | None, int]] = field(default_factory=dict)  # job, next stage, next step
+    is_out_of_step: bool = False  # a tick did not run, and others that were in flight with it are not back
 
     def check(self, tick: Tick, live: dict[str, JobSpec]) -> None:
         """What must hold of every tick when it is planned."""
@@ -56,6 +61,13 @@ class ModelWorker:
     def run(self, steps: dict[str, int]) -> tuple[Tick, Outcome]:
         """Executes the oldest tick; `steps` says how many every job has that was ever admitted."""
         tick = self.queue.pop(0)
+        outcome = self._execute(tick, steps)
+        has_run = outcome.status is Status.OK
+        assert outcome.status is not Status.SKIPPED or self.is_out_of_step, "a tick is skipped, and none had failed"
+        self.is_out_of_step = bool(self.queue) and (self.is_out_of_step or not has_run)
+        return tick, outcome
+
+    def _execute(self, tick: Tick, steps: dict[str, int]) -> Outcome:
         for entry in tick.entries:
             if tick.stage is Stage.ENCODE:
                 self.slots[entry.slot] = (entry.job_id, Stage.ENCODE, 0)
@@ -63,12 +75,18 @@ class ModelWorker:
             owner, stage, step = self.slots[entry.slot]
             assert owner == entry.job_id, f"slot {entry.slot} is {owner}'s, not {entry.job_id}'s"
             if (stage, step) != (tick.stage, entry.step):
-                return tick, Outcome(Status.SKIPPED)
+                return Outcome(Status.SKIPPED)
         if tick.stage is Stage.DENOISE and any(entry.job_id in self.poisoned for entry in tick.entries):
-            return tick, Outcome(Status.FAILED, error="poison")
+            return Outcome(Status.FAILED, error="poison")
         for entry in tick.entries:
             self._advance(entry.slot, steps[entry.job_id])
-        return tick, Outcome(Status.OK, self.profile.costs[tick.stage][tick.bucket])
+        bad = [entry.slot for entry in tick.entries if self._overflows(tick, entry)]
+        return Outcome(
+            Status.OK, self.profile.costs[tick.stage][tick.bucket], failures=dict.fromkeys(bad, "not finite")
+        )
+
+    def _overflows(self, tick: Tick, entry: Entry) -> bool:
+        return entry.job_id in self.overflows and (tick.stage, entry.step) >= self.overflows[entry.job_id]
 
     def _advance(self, slot: int, steps: int) -> None:
         job, stage, step = self.slots[slot]
