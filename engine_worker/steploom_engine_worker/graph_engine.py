@@ -21,6 +21,7 @@ from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Done, Job, Pending, Pixels
 from steploom_engine_worker.errors import ModelError
 from steploom_engine_worker.fused.unet import FusedUNet, cannot_fuse
+from steploom_engine_worker.fused.vae import FusedDecoder, FusedEncoder, cannot_fuse_vae
 from steploom_engine_worker.graphs import DecodeWork, EncodeWork, HostRing, JobGraph, StepGraph, pack_rows, pad_jobs
 from steploom_engine_worker.lane import Lane, Mark, open_lane
 from steploom_engine_worker.model import Model, load_model
@@ -77,7 +78,7 @@ class GraphEngine(TorchEngine):
     """See the module, and `engine.Engine`. Runs on a CPU too, where nothing is recorded: for tests.
 
     Args:
-        model: its UNet is taken apart: nobody else may use it.
+        model: its UNet and VAE are taken apart: nobody else may use them.
         num_slots: jobs at once.
         max_steps: of a job.
         device: where.
@@ -114,8 +115,8 @@ class GraphEngine(TorchEngine):
         self._decodes: dict[int, tuple[JobGraph, DecodeWork]] = {}
         self._record()
 
-    def _build_unet(self, model: Model, merge_adapters: bool) -> None:
-        """The forms of the UNet, in place of the model's."""
+    def _build_networks(self, model: Model, merge_adapters: bool) -> None:
+        """The forms of the UNet, and a VAE's halves where it can be fused, in place of the model's."""
         adapters = [item.network for item in model.adapters]
         self._forms = {PLAIN: FusedUNet(model.unet, adapters)}
         if adapters:
@@ -123,6 +124,19 @@ class GraphEngine(TorchEngine):
         for number, adapter in enumerate(adapters if merge_adapters else []):
             self._forms[number] = FusedUNet(merged_unet(model.unet, adapter), adapters, are_merged=True)
         self._networks = dataclasses.replace(model, unet=None)
+        self._encoder: FusedEncoder | None = None
+        self._decoder: FusedDecoder | None = None
+        if not cannot_fuse_vae(model.vae):
+            self._encoder, self._decoder = FusedEncoder(model.vae), FusedDecoder(model.vae)
+            self._networks = dataclasses.replace(self._networks, vae=None)
+
+    def _encode_pictures(self, pictures: Tensor) -> Tensor:
+        latents: Tensor = (self._encoder or super()._encode_pictures)(pictures)
+        return latents
+
+    def _decode_latents(self, latents: Tensor) -> Tensor:
+        image: Tensor = (self._decoder or super()._decode_latents)(latents)
+        return image
 
     @torch.inference_mode()
     def _record(self) -> None:

@@ -96,18 +96,18 @@ class TorchEngine:
         self._adapters = {item.name: number for number, item in enumerate(model.adapters)}
         for item in model.adapters:
             item.network.to(device, memory_format=torch.channels_last)
-        self._build_unet(model, merge_adapters)
+        self._scaling_factor = float(model.vae.config.scaling_factor)
+        self._build_networks(model, merge_adapters)
         self._fill_shared()
 
-    def _build_unet(self, model: Model, merge_adapters: bool) -> None:
+    def _build_networks(self, model: Model, merge_adapters: bool) -> None:
         self._unet = AdaptedUNet(model.unet, [item.network for item in model.adapters], merge_adapters)
 
     @torch.inference_mode()
     def _fill_shared(self) -> None:
         self.slots.text[-1] = self._encode_text([""])[0]
-        scale = float(self._networks.vae.config.scaling_factor)
         self._colour_map = fit_latent_colours(
-            lambda pictures: self._encode_pictures(pictures.to(self._device, self._dtype)).cpu() * scale,
+            lambda pictures: self._encode_pictures(pictures.to(self._device, self._dtype)).cpu() * self._scaling_factor,
             self._networks.side,
         )
 

@@ -158,6 +158,28 @@ def test_a_unet_that_cannot_be_fused_is_named(adapted_dir: Path, tmp_path: Path)
         load_graph_engine(WorkerConfig(model=str(root)))
 
 
+def test_the_vae_is_fused_and_the_module_let_go(plain: TorchEngine, engine: GraphEngine) -> None:
+    assert engine._networks.vae is None
+    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
+    expected = plain._encode_pictures(pictures)
+    torch.testing.assert_close(engine._encode_pictures(pictures), expected, rtol=1e-5, atol=TOLERANCE)
+    latents = torch.randn(2, 4, 8, 8)
+    expected = plain._decode_latents(latents)
+    torch.testing.assert_close(engine._decode_latents(latents), expected, rtol=1e-5, atol=TOLERANCE)
+
+
+def test_a_vae_that_cannot_be_fused_stays_as_it_is(
+    adapted_dir: Path, plain: TorchEngine, make_job: Callable[..., Job]
+) -> None:
+    model = load_model(adapted_dir)
+    model.vae.register_to_config(act_fn="gelu")  # so it says: its blocks are those that the plain engine has
+    engine = GraphEngine(model, 5, 8, CPU, torch.float32, BUCKETS)
+    assert engine._networks.vae is model.vae
+    jobs = [make_job(steps=1)]
+    torch.testing.assert_close(draw(engine, jobs)[0], draw(plain, jobs)[0], rtol=1e-5, atol=TOLERANCE)
+    assert np.abs(draw(engine, jobs)[1][0].astype(int) - draw(plain, jobs)[1][0]).max() <= 1
+
+
 def test_the_settings_make_the_engine(adapted_dir: Path) -> None:
     config = WorkerConfig(
         model=str(adapted_dir), slots=2, max_steps=7, encode_buckets=(1,), denoise_buckets=(3,), decode_buckets=(1,)

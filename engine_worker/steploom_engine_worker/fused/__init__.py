@@ -1,1 +1,1 @@
-"""The UNet as a GPU wants it: the weights and the results of diffusers' module, in fewer passes over memory."""
+"""The networks as a GPU wants them: the weights and results of diffusers' modules, in fewer passes over memory."""

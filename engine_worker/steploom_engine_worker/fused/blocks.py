@@ -1,4 +1,4 @@
-"""The blocks of a fused UNet.
+"""The blocks of fused networks.
 
 The one idea: a bias that would be added to a residual sum is not added at all. It waits, as a vector known when the
 network is built, until a normalisation or an addition takes it along. So a sum costs the pass that its matrix product
@@ -8,9 +8,9 @@ input is short of, and says in `short` what its output is short of; None is noth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,20 @@ from steploom_kernels.layer_norm import layer_norm
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # see `sdpa`
 
 
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Torch's attention: of [n, tokens, heads, d] for each, into [n, tokens of q, heads, d]."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
 @dataclass
 class Tick:
     """What all blocks of one forward pass read."""
 
-    rows: Gates
-    shifts: Tensor  # [n, sum of channels]: what each resnet's second norm adds, side by side
-    keys_values: Tensor  # [n, text tokens, sum of 2 * width]: of each cross-attention, side by side
-    attend: Attend
+    rows: Gates = None
+    shifts: Tensor | None = None  # [n, sum of channels]: what each resnet's second norm adds, side by side
+    keys_values: Tensor | None = None  # [n, text tokens, sum of 2 * width]: of each cross-attention, side by side
+    attend: Attend = sdpa
 
 
 @dataclass
@@ -59,10 +65,22 @@ class Layout:
         return slice(start, self.text_width)
 
 
-def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Torch's attention: of [n, tokens, heads, d] for each, into [n, tokens of q, heads, d]."""
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+def unknown_part(config: Any, settings: Mapping[str, tuple[object, ...]], blocks: tuple[str, ...]) -> str:
+    """What a network's config has that is not known here, in words; empty where there is nothing.
+
+    Args:
+        config: of a diffusers network with down and up blocks.
+        settings: the values that are known of each; the first stands for a setting that is not there.
+        blocks: the types of blocks that are known.
+    """
+    for name, wanted in settings.items():
+        value = getattr(config, name, wanted[0])
+        if value not in wanted:
+            return f"{name} is {value!r}, must be {' or '.join(map(repr, wanted))}"
+    for block in (*config.down_block_types, *config.up_block_types):
+        if block not in blocks:
+            return f"has a block {block}, must be one of {', '.join(blocks)}"
+    return ""
 
 
 def summed(first: Tensor, *others: Tensor | None) -> Tensor:
@@ -117,7 +135,7 @@ class Resnet(nn.Module):
     """Norm, SiLU, convolution, twice, beside a shortcut.
 
     Args:
-        base: a diffusers ResnetBlock2D, of the name `name`.
+        base: a diffusers ResnetBlock2D, with or without a timestep, of the name `name`.
         short: what the input is short of, with the channels of a skip after its own.
         skip_channels: of the skip beside the input.
         is_settled: whether the output is short of nothing.
@@ -139,9 +157,10 @@ class Resnet(nn.Module):
         super().__init__()
         self.norm1 = GroupNorm(base.norm1, short, silu=True)
         self.conv1 = maps.convolution(f"{name}.conv1")
-        self.norm2 = GroupNorm(base.norm2, silu=True)
+        inner, has_time = maps.bias(f"{name}.conv1"), base.time_emb_proj is not None
+        self.norm2 = GroupNorm(base.norm2, None if has_time else inner, silu=True)
+        self.shift_place = layout.reserve_time(f"{name}.time_emb_proj", inner) if has_time else None
         self.conv2 = maps.convolution(f"{name}.conv2")
-        self.shift_place = layout.reserve_time(f"{name}.time_emb_proj", maps.bias(f"{name}.conv1"))
         bias = maps.bias(f"{name}.conv2")
         self.shortcut = self.skip_shortcut = None
         if base.conv_shortcut is not None:
@@ -161,7 +180,8 @@ class Resnet(nn.Module):
     def forward(self, x: Tensor, tick: Tick, skip: Tensor | None = None) -> Tensor:
         """Of x [n, c, h, w]."""
         y = self.conv1(self.norm1(x, skip), tick.rows)
-        y = self.conv2(self.norm2(y, shift=tick.shifts[:, self.shift_place]), tick.rows)
+        shift = None if self.shift_place is None else cast(Tensor, tick.shifts)[:, self.shift_place]
+        y = self.conv2(self.norm2(y, shift=shift), tick.rows)
         if self.shortcut is None:
             return add(y, x, self.bias, out=y)
         into = tokens(y)
@@ -178,27 +198,28 @@ class Attention(nn.Module):
         base: a diffusers Attention, of the name `name`.
     """
 
+    query_bias: Tensor | None
+
     def __init__(self, base: Any, name: str, maps: Maps, layout: Layout, is_cross: bool) -> None:
         super().__init__()
         self.heads = int(base.heads)
         self.out = maps.dense(f"{name}.to_out.0")
         self.bias = maps.bias(f"{name}.to_out.0")
-        key, value = f"{name}.to_k", f"{name}.to_v"
-        if is_cross:
-            self.query = maps.dense(f"{name}.to_q")
-            self.text_place: slice | None = layout.reserve_text(key, value, len(self.query.weight))
-        else:
-            self.query = maps.dense(f"{name}.to_q", key, value)
-            self.text_place = None
+        query, key, value = (f"{name}.{part}" for part in ("to_q", "to_k", "to_v"))
+        own = [query] if is_cross else [query, key, value]
+        self.query = maps.dense(*own)
+        has_bias = base.to_q.bias is not None
+        self.register_buffer("query_bias", torch.cat([maps.bias(part) for part in own]) if has_bias else None)
+        self.text_place = layout.reserve_text(key, value, len(self.query.weight)) if is_cross else None
 
     def add_to(self, total: Tensor, x: Tensor, tick: Tick) -> Tensor:
         """Adds what x [n, tokens, width] attends to, short of `bias`."""
         n, count, _ = x.shape
         if self.text_place is None:
-            q, k, v = self.query(x, tick.rows).view(n, count, 3, self.heads, -1).unbind(2)
+            q, k, v = self.query(x, tick.rows, self.query_bias).view(n, count, 3, self.heads, -1).unbind(2)
         else:
-            q = self.query(x, tick.rows).view(n, count, self.heads, -1)
-            places = tick.keys_values[:, :, self.text_place]
+            q = self.query(x, tick.rows, self.query_bias).view(n, count, self.heads, -1)
+            places = cast(Tensor, tick.keys_values)[:, :, self.text_place]
             k, v = places.view(n, places.shape[1], 2, self.heads, -1).unbind(2)
         found = tick.attend(q, k, v).reshape(n, count, -1)
         return self.out.add_to(total, found, tick.rows)

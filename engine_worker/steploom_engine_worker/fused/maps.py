@@ -1,8 +1,8 @@
-"""Linear maps and convolutions of a fused UNet, each with the changes of all adapters; looked up by diffusers' names.
+"""Linear maps and convolutions of fused networks, each with the changes of all adapters, by diffusers' names.
 
 Maps of one input are one matrix product, with their weights one below the other. Biases are not the maps' to add: see
-`unet`. The rows that an adapter changes, and how far, are data on the device (`RowScalars`); without them a map is the
-model's alone and launches nothing for adapters.
+`blocks`. The rows that an adapter changes, and how far, are data on the device (`RowScalars`); without them a map is
+the model's alone and launches nothing for adapters.
 """
 
 from __future__ import annotations
@@ -170,15 +170,15 @@ class RowDense(nn.Module):
 
 
 class Maps:
-    """Hands out a UNet's maps by name.
+    """Hands out a network's maps by name.
 
     Args:
-        unet: a diffusers UNet2DConditionModel.
+        network: one of diffusers'.
         changes: of each adapter by the name of the map.
     """
 
-    def __init__(self, unet: nn.Module, changes: Sequence[Mapping[str, LowRank]] = ()) -> None:
-        self._modules = dict(unet.named_modules())
+    def __init__(self, network: nn.Module, changes: Sequence[Mapping[str, LowRank]] = ()) -> None:
+        self._modules = dict(network.named_modules())
         self._changes = changes
 
     def dense(self, *names: str) -> Dense:
@@ -193,13 +193,13 @@ class Maps:
             start += len(weight)
         return Dense(torch.cat(weights), _joined(changes))
 
-    def convolution(self, name: str) -> Convolution:
-        """A convolution."""
+    def convolution(self, name: str, padding: int | None = None) -> Convolution:
+        """A convolution, with another padding than its own where one is given."""
         base = cast(nn.Conv2d, self._modules[name])
         change = self._change(name, is_flat=False)
         if change is not None:
             change = change[0].flatten(0, 1), change[1]
-        return Convolution(base.weight, base.stride[0], int(base.padding[0]), change)
+        return Convolution(base.weight, base.stride[0], int(base.padding[0]) if padding is None else padding, change)
 
     def row_dense(self, *names: str, biases: Sequence[Tensor] = ()) -> RowDense:
         """Linear maps of one vector a row; `biases` are added to the maps' own."""

@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from steploom_engine_worker.adapter import Adapter, GuidanceEmbedding
-from steploom_engine_worker.fused.blocks import Attend, GroupNorm, Layout, Resnet, Sampler, Tick, Transformer, sdpa
+from steploom_engine_worker.fused.blocks import (
+    Attend,
+    GroupNorm,
+    Layout,
+    Resnet,
+    Sampler,
+    Tick,
+    Transformer,
+    sdpa,
+    unknown_part,
+)
 from steploom_engine_worker.fused.maps import Gates, Maps
 
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -50,15 +60,7 @@ _WANTED: Mapping[str, tuple[object, ...]] = {
 
 def cannot_fuse(unet: Any) -> str:
     """Why a UNet cannot be fused, in words; empty where it can."""
-    config = unet.config
-    for name, wanted in _WANTED.items():
-        value = getattr(config, name, wanted[0])
-        if value not in wanted:
-            return f"{name} is {value!r}, must be {' or '.join(map(repr, wanted))}"
-    for block in (*config.down_block_types, *config.up_block_types):
-        if block not in (*_DOWN, *_UP):
-            return f"has a block {block}, must be one of {', '.join((*_DOWN, *_UP))}"
-    return ""
+    return unknown_part(unet.config, _WANTED, (*_DOWN, *_UP))
 
 
 class FusedUNet(nn.Module):
