@@ -61,6 +61,7 @@ class TickReport:
     tick_id: int
     outcome: Outcome
     pictures: tuple[tuple[int, Picture], ...] = ()  # by slot: results of a decode, or previews
+    start_unix_s: float = 0.0  # seconds since the epoch, on the worker's clock
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,19 @@ def _worker_status(link: WorkerLink, worker: WorkerStats | None) -> pb.StatusRes
         ticks_in_flight=worker.ticks_in_flight if worker else 0,
         engine=link.ready.engine if link.ready else "",
         last_error=link.last_error,
+        stages=[
+            pb.StatusResponse.StageUse(
+                stage=stage,  # type: ignore[arg-type]
+                ticks=use.ticks,
+                busy_s=use.busy_s,
+                rows=use.rows,
+                padding=use.padding,
+            )
+            for stage, use in link.use.stages.items()
+        ],
+        denoise_gaps=[
+            pb.StatusResponse.GapBucket(at_most_s=bound, count=count) for bound, count in link.use.gaps.items()
+        ],
     )
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
+from steploom_batcher.device_use import DeviceUse
 from steploom_batcher.messages import Command, Ready, TickReport
 from steploom_batcher.roster import Link
 from steploom_batcher.types import Tick
@@ -96,7 +97,8 @@ class WorkerLink:
         self._backoff = backoff
         self._dial = dial
         self._tick_timeout_s = tick_timeout_s
-        self._num_owed = 0  # ticks that were sent and have no answer
+        self.use = DeviceUse()  # since the link was made, whatever process answered
+        self._owed: dict[int, Tick] = {}  # sent, and without an answer
         self._owed_since = 0.0  # when the oldest of them may have begun
         self._outbox: deque[Command] = deque()
         self._outbox_filled = asyncio.Event()
@@ -122,9 +124,9 @@ class WorkerLink:
 
     def send(self, commands: list[Command]) -> None:
         """Puts commands in line for the one writer."""
-        if not self._num_owed:
+        if not self._owed:
             self._owed_since = asyncio.get_running_loop().time()
-        self._num_owed += sum(isinstance(command, Tick) for command in commands)
+        self._owed |= {command.tick_id: command for command in commands if isinstance(command, Tick)}
         self._outbox += commands
         self._outbox_filled.set()
 
@@ -142,7 +144,8 @@ class WorkerLink:
         try:
             async with self._dial(self.address) as session:
                 self._outbox.clear()
-                self._num_owed = 0
+                self._owed.clear()
+                self.use.reconnected()
                 self._listener.worker_up(self.address, session.ready, self)
                 self.ready, self.last_error = session.ready, ""
                 self._backoff.reset()
@@ -177,8 +180,10 @@ class WorkerLink:
         clock = asyncio.get_running_loop().time
         while True:
             report = await session.read()
-            self._num_owed -= 1
             self._owed_since = clock()
+            tick = self._owed.pop(report.tick_id, None)
+            if tick is not None:
+                self.use.add(tick, report)
             self._listener.report(self.address, report)
 
     async def _watch(self, _: Session) -> None:
@@ -186,7 +191,7 @@ class WorkerLink:
         clock = asyncio.get_running_loop().time
         while True:
             await asyncio.sleep(self._tick_timeout_s / 4)
-            if self._num_owed and clock() - self._owed_since > self._tick_timeout_s:
+            if self._owed and clock() - self._owed_since > self._tick_timeout_s:
                 raise ConnectionError(f"no answer to a tick for {self._tick_timeout_s:g} s")
 
     async def _write(self, session: Session) -> None:

@@ -79,7 +79,7 @@ def report_from_wire(report: pb.Report) -> TickReport:
     failures = {item.slot: item.error for item in done.failures}
     outcome = Outcome(status, done.seconds, done.error, failures)
     pictures = tuple((item.slot, picture_from_wire(item.pixels)) for item in done.pixels) if done.pixels else ()
-    return TickReport(done.tick_id, outcome, pictures)
+    return TickReport(done.tick_id, outcome, pictures, done.start_unix_s)
 
 
 def ready_from_wire(report: pb.Report) -> Ready:

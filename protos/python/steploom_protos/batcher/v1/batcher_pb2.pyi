@@ -115,8 +115,28 @@ class StatusResponse(_message.Message):
         running: int
         max_queued: int
         def __init__(self, name: _Optional[str] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., max_queued: _Optional[int] = ...) -> None: ...
+    class StageUse(_message.Message):
+        __slots__ = ("stage", "ticks", "busy_s", "rows", "padding")
+        STAGE_FIELD_NUMBER: _ClassVar[int]
+        TICKS_FIELD_NUMBER: _ClassVar[int]
+        BUSY_S_FIELD_NUMBER: _ClassVar[int]
+        ROWS_FIELD_NUMBER: _ClassVar[int]
+        PADDING_FIELD_NUMBER: _ClassVar[int]
+        stage: _worker_pb2.Stage
+        ticks: int
+        busy_s: float
+        rows: int
+        padding: int
+        def __init__(self, stage: _Optional[_Union[_worker_pb2.Stage, str]] = ..., ticks: _Optional[int] = ..., busy_s: _Optional[float] = ..., rows: _Optional[int] = ..., padding: _Optional[int] = ...) -> None: ...
+    class GapBucket(_message.Message):
+        __slots__ = ("at_most_s", "count")
+        AT_MOST_S_FIELD_NUMBER: _ClassVar[int]
+        COUNT_FIELD_NUMBER: _ClassVar[int]
+        at_most_s: float
+        count: int
+        def __init__(self, at_most_s: _Optional[float] = ..., count: _Optional[int] = ...) -> None: ...
     class WorkerStatus(_message.Message):
-        __slots__ = ("address", "is_up", "slots", "slots_used", "ticks_in_flight", "engine", "last_error")
+        __slots__ = ("address", "is_up", "slots", "slots_used", "ticks_in_flight", "engine", "last_error", "stages", "denoise_gaps")
         ADDRESS_FIELD_NUMBER: _ClassVar[int]
         IS_UP_FIELD_NUMBER: _ClassVar[int]
         SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +144,8 @@ class StatusResponse(_message.Message):
         TICKS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
         ENGINE_FIELD_NUMBER: _ClassVar[int]
         LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+        STAGES_FIELD_NUMBER: _ClassVar[int]
+        DENOISE_GAPS_FIELD_NUMBER: _ClassVar[int]
         address: str
         is_up: bool
         slots: int
@@ -131,7 +153,9 @@ class StatusResponse(_message.Message):
         ticks_in_flight: int
         engine: str
         last_error: str
-        def __init__(self, address: _Optional[str] = ..., is_up: _Optional[bool] = ..., slots: _Optional[int] = ..., slots_used: _Optional[int] = ..., ticks_in_flight: _Optional[int] = ..., engine: _Optional[str] = ..., last_error: _Optional[str] = ...) -> None: ...
+        stages: _containers.RepeatedCompositeFieldContainer[StatusResponse.StageUse]
+        denoise_gaps: _containers.RepeatedCompositeFieldContainer[StatusResponse.GapBucket]
+        def __init__(self, address: _Optional[str] = ..., is_up: _Optional[bool] = ..., slots: _Optional[int] = ..., slots_used: _Optional[int] = ..., ticks_in_flight: _Optional[int] = ..., engine: _Optional[str] = ..., last_error: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StatusResponse.StageUse, _Mapping]]] = ..., denoise_gaps: _Optional[_Iterable[_Union[StatusResponse.GapBucket, _Mapping]]] = ...) -> None: ...
     class RefusedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
