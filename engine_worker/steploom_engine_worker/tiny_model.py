@@ -1,14 +1,15 @@
 """Writes InstructPix2Pix directories with random weights: a tiny one for tests, one of full size for measurements.
 
 Both have every config key and the very tensor names of the published Stable Diffusion 1.5 checkpoint; the tiny one runs
-in milliseconds. `python -m steploom_engine_worker.tiny_model ROOT` writes the one of full size.
+in milliseconds. `python -m steploom_engine_worker.tiny_model ROOT` writes the one of full size, `--tiny` the other, and
+`--adapter NAME` adds a student: an adapter, with random weights too, which draws in few steps of one row each.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from steploom_common.adapter import AdapterTraits
+from steploom_engine_worker.adapter import Adapter, linear_maps
+from steploom_engine_worker.adapter_files import FOLDER, AdapterManifest, write_adapter
+from steploom_engine_worker.model_files import read_json, weights_sha256
 
 _TOKENS = 16
 _WIDTH = 32  # of the text condition
@@ -162,6 +168,29 @@ def write_full_size_model(root: Path, *, seed: int = 0) -> Path:
     return _write(root, seed, SCHEDULER, unet, vae, text, torch.float16)
 
 
+def add_student(root: Path, name: str, *, rank: int = 16, seed: int = 0) -> None:
+    """Adds an adapter with random weights to a model directory: guidance-distilled, for at most four steps.
+
+    Its changes are about a tenth of the weights: large enough to be seen, too small to make values overflow.
+    """
+    torch.manual_seed(seed)
+    with torch.device("meta"):  # its shapes are all that is needed
+        unet = UNet2DConditionModel.from_config(read_json(root / "unet" / "config.json"))
+    traits = AdapterTraits(max_steps=4, is_guidance_distilled=True)
+    adapter = Adapter(unet, [name for name, _ in linear_maps(unet)], rank, traits.is_guidance_distilled)
+    for low_rank in adapter.changes.values():
+        torch.nn.init.normal_(low_rank.up.weight, std=0.1 / rank**0.5)
+    if adapter.guidance is not None:
+        torch.nn.init.normal_(adapter.guidance.out.weight, std=0.01)
+    manifest = AdapterManifest(
+        base_weights_sha256=weights_sha256(root), rank=rank, timestep_spacing="trailing", traits=traits
+    )
+    write_adapter(root / FOLDER / name, manifest, adapter.tensors())
+    file = root / "steploom.json"
+    listed = read_json(file) if file.exists() else {}
+    _write_json(file, {**listed, "adapters": [*(item for item in listed.get("adapters", ()) if item != name), name]})
+
+
 def _write(
     root: Path, seed: int, scheduler: Mapping[str, Any], unet: Mapping[str, Any], vae: Mapping[str, Any],
     text: Mapping[str, Any], dtype: torch.dtype,
@@ -222,5 +251,18 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2))
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="tiny_model", description="Writes a model directory of random weights.")
+    parser.add_argument("root", type=Path, help="folder to fill")
+    parser.add_argument("--tiny", action="store_true", help="64 x 64 pixels, some MB; without it full size, 2 GB")
+    parser.add_argument("--adapter", metavar="NAME", help="adds a student: few steps of one row each")
+    parser.add_argument("--rank", type=int, default=16, help="of the student's changes; default: 16")
+    given = parser.parse_args(arguments)
+    (write_tiny_model if given.tiny else write_full_size_model)(given.root)
+    if given.adapter:
+        add_student(given.root, given.adapter, rank=given.rank)
+
+
 if __name__ == "__main__":
-    write_full_size_model(Path(sys.argv[1]))
+    main()
