@@ -1,4 +1,4 @@
-"""Forms of one UNet side by side: for each number of rows the same inputs, results held against the first form's."""
+"""Forms of one network side by side: for each number of rows the same inputs, results held against the first form's."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from steploom_kernels.bench.roofline import Ceilings
 
 # Half precision through some hundred layers; what is further off computes something else.
 MAX_RELATIVE_ERROR = 1e-2
-SEED = 20261122
 
-Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # sample, timesteps, context
+Forward = Callable[..., Tensor]  # of a subject's inputs
 
 
 class Machine(Protocol):
@@ -39,11 +38,20 @@ class Machine(Protocol):
 
 @dataclass(frozen=True)
 class Form:
-    """One way to run the UNet."""
+    """One way to run a network."""
 
     name: str
     build: Callable[[int], Forward]  # by the number of rows; what takes long in it is not timed
     rows: Sequence[int] | None = None  # None: all that are asked for
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, or a part of one, and the ways to run it."""
+
+    forms: Sequence[Form]  # the first is the reference
+    inputs: Callable[[int], Inputs]  # the same for each form, by the number of rows
+    flops_per_row: int  # multiplications and additions
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,7 @@ class Sweep:
 
 
 def sweep(
-    unet: Any,
-    forms: Sequence[Form],
+    subject: Subject,
     rows: Sequence[int],
     machine: Machine,
     *,
@@ -108,7 +115,7 @@ def sweep(
     clock: Callable[[], float],
     say: Callable[[Point], None],
 ) -> Sweep:
-    """Measures form after form, at each number of rows, until the budget is spent; the first is the reference.
+    """Measures form after form, at each number of rows, until the budget is spent.
 
     A form that fails is reported and does not end the run.
     """
@@ -117,40 +124,29 @@ def sweep(
         datetime.now(UTC).isoformat(timespec="seconds"),
         machine.describe(),
         machine.ceilings().matmul_flops,
-        flops_per_row(unet),
+        subject.flops_per_row,
     )
     expected: dict[int, Tensor] = {}
-    for form in forms:
+    for form in subject.forms:
         for count in rows:
             if clock() > end or (form.rows is not None and count not in form.rows):
                 continue
-            point = _measure(form, inputs(unet, count), expected, machine)
+            point = _measure(form, subject.inputs(count), expected, machine)
             result.points.append(point)
             say(point)
     return result
 
 
-def inputs(unet: Any, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random sample, timesteps and context of the UNet's size, device and type."""
-    generator = torch.Generator().manual_seed(SEED)
-    side, tokens = int(unet.config.sample_size), 77
-    sample = torch.randn(rows, int(unet.config.in_channels), side, side, generator=generator)
-    context = torch.randn(rows, tokens, int(unet.config.cross_attention_dim), generator=generator)
-    placed = sample.to(unet.device, unet.dtype).contiguous(memory_format=torch.channels_last)
-    return placed, torch.linspace(981, 1, rows).to(unet.device), context.to(unet.device, unet.dtype)
-
-
 @torch.no_grad()
-def flops_per_row(unet: Any) -> int:
-    """Multiplications and additions of one row, as torch counts them."""
+def count_flops(run: Function, given: Inputs) -> int:
+    """Multiplications and additions of a call, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
-        sample, times, context = inputs(unet, 1)
-        unet(sample, times, encoder_hidden_states=context, return_dict=False)
+        run(*given)
     return int(counter.get_total_flops())
 
 
 @torch.no_grad()
-def _measure(form: Form, given: tuple[Tensor, Tensor, Tensor], expected: dict[int, Tensor], machine: Machine) -> Point:
+def _measure(form: Form, given: Inputs, expected: dict[int, Tensor], machine: Machine) -> Point:
     rows = len(given[0])
     try:
         forward = form.build(rows)

@@ -1,17 +1,19 @@
-"""The sweep over forms of a UNet: what is right is timed, what is wrong or breaks is said, and the rest goes on."""
+"""The sweep over forms of a network: what is right is timed, what is wrong or breaks is said, and the rest goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from steploom_engine_worker.bench import unet as unet_bench
+from steploom_engine_worker.bench import vae as vae_bench
 from steploom_engine_worker.bench.profile import kind_of, markdown
-from steploom_engine_worker.bench.sweep import Form, Forward, Point, flops_per_row, inputs, sweep
-from steploom_engine_worker.bench.unet import all_forms, main
+from steploom_engine_worker.bench.sweep import Form, Forward, Point, Subject, sweep
 from steploom_engine_worker.model import load_model
 from steploom_kernels.bench.case import Function, Inputs
 from steploom_kernels.bench.outcome import Timing
@@ -40,6 +42,10 @@ def unet(tiny_model_dir: Path) -> Any:
     return load_model(tiny_model_dir).unet
 
 
+def of_forms(unet: Any, forms: Sequence[Form]) -> Subject:
+    return dataclasses.replace(unet_bench.unet_subject(unet, rank=2), forms=forms)
+
+
 def plain(unet: Any) -> Forward:
     return lambda x, t, c: unet(x, t, encoder_hidden_states=c, return_dict=False)[0]
 
@@ -55,7 +61,8 @@ def test_wrong_and_broken_forms_are_said_and_the_rest_is_measured(unet: Any) -> 
         Form("one row", lambda rows: plain(unet), rows=(1,)),
     ]
     said: list[Point] = []
-    result = sweep(unet, forms, [1, 2], FakeMachine(), budget_s=60, clock=lambda: 0.0, say=said.append)
+    subject = of_forms(unet, forms)
+    result = sweep(subject, [1, 2], FakeMachine(), budget_s=60, clock=lambda: 0.0, say=said.append)
     assert said == result.points
     assert [(point.form, point.rows) for point in said if not point.problem] == [
         ("plain", 1),
@@ -66,7 +73,7 @@ def test_wrong_and_broken_forms_are_said_and_the_rest_is_measured(unet: Any) -> 
     assert problems == {"wrong": "is off by 0.1", "broken": "RuntimeError: out of tricks"}
     assert result.ms_per_row("plain", 2) == pytest.approx(1.0)
     assert result.ms_per_row("wrong", 1) is None
-    assert result.share_of_peak("plain", 1) == pytest.approx(flops_per_row(unet) / 1e9)
+    assert result.share_of_peak("plain", 1) == pytest.approx(subject.flops_per_row / 1e9)
     lines = result.markdown().splitlines()
     assert lines[0] == "| rows | plain | wrong | broken | one row |"
     assert lines[2].startswith("| 1 | 1.00 ms, ")
@@ -78,26 +85,44 @@ def test_no_form_begins_after_the_budget(unet: Any) -> None:
     times = iter(range(100))
     forms = [Form("plain", lambda rows: plain(unet))]
     result = sweep(
-        unet, forms, [1, 2, 3], FakeMachine(), budget_s=1.5, clock=lambda: float(next(times)), say=lambda point: None
+        of_forms(unet, forms),
+        [1, 2, 3],
+        FakeMachine(),
+        budget_s=1.5,
+        clock=lambda: float(next(times)),
+        say=lambda point: None,
     )
     assert [point.rows for point in result.points] == [1]
 
 
-def test_the_fused_forms_are_right_on_a_cpu(unet: Any) -> None:
-    forms = [form for form in all_forms(unet, rank=2) if form.name == "eager" or form.name.startswith("fused, a fresh")]
-    assert len(forms) == 2
-    result = sweep(unet, forms, [2], FakeMachine(), budget_s=60, clock=lambda: 0.0, say=lambda point: None)
+def checked(subject: Subject, names: set[str]) -> None:
+    """The forms of these names give what the first gives, which is one of them."""
+    forms = [form for form in subject.forms if form.name in names]
+    assert len(forms) == len(names)
+    subject = dataclasses.replace(subject, forms=forms)
+    result = sweep(subject, [2], FakeMachine(), budget_s=60, clock=lambda: 0.0, say=lambda point: None)
+    assert len(result.points) == len(names)
     assert not any(point.problem for point in result.points)
 
 
+def test_the_fused_forms_are_right_on_a_cpu(unet: Any, tiny_model_dir: Path) -> None:
+    checked(unet_bench.unet_subject(unet, rank=2), {"eager", "fused, a fresh adapter of rank 2"})
+    subjects = vae_bench.vae_subjects(load_model(tiny_model_dir).vae)
+    assert list(subjects) == ["encode", "decode"]
+    for subject in subjects.values():
+        checked(subject, {"eager", "fused"})
+
+
 def test_flops_are_of_one_row(unet: Any) -> None:
-    assert inputs(unet, 3)[0].shape[0] == 3
+    assert unet_bench.inputs(unet, 3)[0].shape[0] == 3
     more = [module for module in unet.modules() if isinstance(module, torch.nn.Conv2d)]
-    assert flops_per_row(unet) > 2 * sum(module.weight.numel() for module in more)
+    weights = sum(module.weight.numel() for module in more)
+    assert unet_bench.unet_subject(unet, rank=2).flops_per_row > 2 * weights
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU to measure")
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("main", [unet_bench.main, vae_bench.main])
+def test_without_a_gpu_it_says_so(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "no CUDA device" in capsys.readouterr().err
 
