@@ -97,12 +97,11 @@ class GraphEngine(TorchEngine):
         buckets: Buckets,
         merge_adapters: bool = True,
     ) -> None:
+        self._tokens: HostRing | None = None
         super().__init__(model, num_slots, max_steps, device, dtype, merge_adapters)
         self._buckets = buckets
         self._admission, self._side, self._main = (open_lane(device) for _ in range(3))
-        self._admitted: Mark | None = None
-        self._encoded: Mark | None = None
-        self._denoised: Mark | None = None
+        self._marks: list[Mark | None] = [None] * num_slots  # where what was last asked for of a slot ends
         most_jobs = max(*buckets.encode, *buckets.decode)
         ring = partial(HostRing, MAX_PENDING, device=device)
         self._packed = {bucket: ring((8 * bucket,), torch.int32) for bucket in buckets.denoise}
@@ -110,6 +109,8 @@ class GraphEngine(TorchEngine):
         self._flags = ring((2, max(most_jobs, *buckets.denoise)), torch.bool)
         self._decoded = ring((max(buckets.decode), model.side, model.side, 3), torch.uint8)
         self._staged = HostRing(num_slots - 1, (model.side, model.side, 3), torch.uint8, device)
+        # an encode tick has tokens, and perhaps a mask
+        self._tokens = HostRing(2 * MAX_PENDING + 1, (most_jobs, model.num_tokens), torch.int64, device)
         self._steps: dict[tuple[int, int], StepGraph] = {}
         self._encodes: dict[int, tuple[JobGraph, EncodeWork]] = {}
         self._decodes: dict[int, tuple[JobGraph, DecodeWork]] = {}
@@ -157,26 +158,45 @@ class GraphEngine(TorchEngine):
     def admit(self, slot: int, job: Job) -> None:
         with self._admission.working():
             super().admit(slot, job)
-            self._admitted = self._admission.mark()
+            self._marks[slot] = self._admission.mark()
 
     def _put_pixels(self, slot: int, pixels: Pixels) -> None:
         staged = self._staged.next()
         staged.copy_(torch.from_numpy(pixels))
         self.slots.pixels[slot].copy_(staged, non_blocking=True)
 
+    def _place(self, tokens: Tensor) -> Tensor:
+        if self._tokens is None:
+            return super()._place(tokens)
+        staged = self._tokens.next()[: len(tokens)]
+        staged.copy_(tokens)
+        return staged.to(self._device, non_blocking=True)
+
+    def _begin(self, lane: Lane, slots: Sequence[int]) -> Mark:
+        """Lets a lane wait for whatever was last asked for of these slots."""
+        for mark in {id(self._marks[slot]): self._marks[slot] for slot in slots}.values():
+            lane.follow(mark)
+        return lane.mark()
+
+    def _end(self, lane: Lane, slots: Sequence[int]) -> Mark:
+        """The end of what a lane was asked for of these slots."""
+        mark = lane.mark()
+        for slot in slots:
+            self._marks[slot] = mark
+        return mark
+
     @torch.inference_mode()
     def encode(self, slots: Sequence[int]) -> Done | Pending:
         graph, work = self._encodes[_bucket_for(self._buckets.encode, len(slots))]
         with self._side.working():
-            self._side.follow(self._admitted)
-            start = self._side.mark()
+            start = self._begin(self._side, slots)
             graph.start(pad_jobs(graph.bucket, slots, self._job_slots.next()))
             text = self._encode_text([self._instructions[slot] for slot in slots])
-            self.slots.text[self._index(slots)] = text
+            self.slots.text[graph.slots[: len(slots)]] = text
             flags = self._flags.next()
             flags[0, : len(slots)].copy_(work.are_finite[: len(slots)], non_blocking=True)
             flags[1, : len(slots)].copy_(torch.isfinite(text).flatten(1).all(1), non_blocking=True)
-            self._encoded = self._side.mark()
+            end = self._end(self._side, slots)
 
         def failures() -> dict[int, str]:
             return {
@@ -184,7 +204,7 @@ class GraphEngine(TorchEngine):
                 **_failed(flags[1], slots, "the text encoder"),
             }
 
-        return _Tick(start, self._encoded, failures)
+        return _Tick(start, end, failures)
 
     @torch.inference_mode()
     def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> Done | Pending:
@@ -194,25 +214,23 @@ class GraphEngine(TorchEngine):
         packed = self._packed[bucket].next()
         packed.numpy()[:] = pack_rows(bucket, self.slots, slots, steps)
         with self._main.working():
-            self._main.follow(self._encoded)
-            start = self._main.mark()
+            start = self._begin(self._main, slots)
             graph.start(packed)
             flags = self._flags.next()
             flags[0, : len(row_slots)].copy_(graph.are_finite[: len(row_slots)], non_blocking=True)
-            self._denoised = self._main.mark()
-        return _Tick(start, self._denoised, lambda: _failed(flags[0], row_slots, "the UNet"))
+            end = self._end(self._main, slots)
+        return _Tick(start, end, lambda: _failed(flags[0], row_slots, "the UNet"))
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int]) -> Done | Pending:
         graph, work = self._decodes[_bucket_for(self._buckets.decode, len(slots))]
         with self._side.working():
-            self._side.follow(self._denoised)
-            start = self._side.mark()
+            start = self._begin(self._side, slots)
             graph.start(pad_jobs(graph.bucket, slots, self._job_slots.next()))
             flags, pictures = self._flags.next(), self._decoded.next()
             flags[0, : len(slots)].copy_(work.are_finite[: len(slots)], non_blocking=True)
             pictures[: len(slots)].copy_(work.pictures[: len(slots)], non_blocking=True)
-            end = self._side.mark()
+            end = self._end(self._side, slots)
         return _Tick(
             start,
             end,
@@ -224,7 +242,7 @@ class GraphEngine(TorchEngine):
     def preview(self, slot: int) -> Pixels:
         lane: Lane = open_lane(self._device)
         with lane.working():
-            lane.follow(self._denoised)
+            lane.follow(self._marks[slot])
             return super().preview(slot)
 
     def _form(self, slots: Sequence[int]) -> int:

@@ -145,16 +145,19 @@ class JobGraph:
         run: given the slots [bucket], int64 on the device, does the work.
         device: where.
         lane: where it runs.
+
+    Attributes:
+        slots: int64 [bucket], on the device, of the latest tick.
     """
 
     def __init__(self, bucket: int, run: Callable[[Tensor], None], device: torch.device, lane: Lane) -> None:
         self.bucket = bucket
-        self._slots = torch.zeros(bucket, dtype=torch.int64, device=device)
-        self._replay = lane.record(lambda: run(self._slots))
+        self.slots = torch.zeros(bucket, dtype=torch.int64, device=device)
+        self._replay = lane.record(lambda: run(self.slots))
 
     def start(self, slots: Tensor) -> None:
         """Asks for a tick; `slots` is the host's."""
-        self._slots.copy_(slots, non_blocking=True)
+        self.slots.copy_(slots, non_blocking=True)
         self._replay()
 
 

@@ -252,11 +252,16 @@ class TorchEngine:
             max_length=self._networks.num_tokens,
             truncation=True,
             return_tensors="pt",
-        ).to(self._device)
+        )
         encoder = self._networks.text_encoder
-        mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
-        text: Tensor = encoder(tokens.input_ids, attention_mask=mask)[0]
+        has_mask = getattr(encoder.config, "use_attention_mask", False)
+        mask = self._place(tokens.attention_mask) if has_mask else None
+        text: Tensor = encoder(self._place(tokens.input_ids), attention_mask=mask)[0]
         return text
+
+    def _place(self, tokens: Tensor) -> Tensor:
+        """Tokens [jobs, tokens] of the host on the device."""
+        return tokens.to(self._device)
 
 
 def _describe(model: Model, max_steps: int) -> ModelInfo:

@@ -87,10 +87,10 @@ def test_nothing_in_a_denoise_tick_waits_for_the_device(half: GraphEngine, make_
     draw(half, jobs)
     for slot, job in enumerate(jobs):
         half.admit(slot, job)
-    half.encode([0, 1]).wait()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        started = [half.denoise([0, 1], [step, step]) for step in range(3)]
+        started = [half.encode([0, 1])]
+        started += [half.denoise([0, 1], [step, step]) for step in range(3)]
         started.append(half.decode([0, 1]))
     finally:
         torch.cuda.set_sync_debug_mode("default")
