@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from steploom_common.settings import ConfigError, check, section, setting
 
+DEFAULT_SLOTS = 32
+
 
 @dataclass(frozen=True)
 class FakeConfig:
@@ -37,7 +39,9 @@ class WorkerConfig:
         "float32", "type of weights and activations; float16 on a GPU alone", choices=("float32", "bfloat16", "float16")
     )
     threads: int = setting(0, "CPU threads of the engine; 0: all cores", at_least=0, at_most=1024)
-    slots: int = setting(32, "jobs that the worker holds at once", at_least=1, at_most=4096)
+    slots: int = setting(
+        0, "jobs that the worker holds at once; 0: 32, on a GPU as many as its memory allows", at_least=0, at_most=4096
+    )
     max_steps: int = setting(100, "denoising steps that a slot's coefficient table holds", at_least=1, at_most=1000)
     merge_adapters: bool = setting(
         True,
@@ -55,6 +59,11 @@ class WorkerConfig:
     warmup_repeats: int = setting(3, "most measurements of each bucket; the median counts", at_least=1, at_most=100)
     drain_s: float = setting(30.0, "seconds for jobs in slots to end once asked to stop", at_least=0, at_most=3600)
     fake: FakeConfig = section(FakeConfig, "the fake engine")
+
+    @property
+    def num_slots(self) -> int:
+        """Jobs at once where memory is no question."""
+        return self.slots or DEFAULT_SLOTS
 
     def __post_init__(self) -> None:
         check(self)

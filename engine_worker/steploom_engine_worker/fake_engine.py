@@ -29,7 +29,7 @@ class FakeEngine:
 
     def __init__(self, config: WorkerConfig) -> None:
         self._fake = config.fake
-        self._num_slots = config.slots
+        self._num_slots = config.num_slots
         self._jobs: dict[int, Job] = {}
         self._done: dict[int, int] = {}  # steps by slot
         self._denoise_ticks = 0

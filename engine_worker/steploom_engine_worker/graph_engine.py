@@ -8,6 +8,8 @@ finite, pictures) is copied back behind it, and read by whoever waits for it.
 from __future__ import annotations
 
 import dataclasses
+import logging
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +27,14 @@ from steploom_engine_worker.fused.vae import FusedDecoder, FusedEncoder, cannot_
 from steploom_engine_worker.graphs import DecodeWork, EncodeWork, HostRing, JobGraph, StepGraph, pack_rows, pad_jobs
 from steploom_engine_worker.lane import Lane, Mark, open_lane
 from steploom_engine_worker.model import Model, load_model
-from steploom_engine_worker.slots import NO_ADAPTER
+from steploom_engine_worker.slots import NO_ADAPTER, Slots
 from steploom_engine_worker.torch_engine import TorchEngine, device_of, model_root
 
 MAX_PENDING = 4
+SLOTS_SHARE = 0.1  # of the device's free memory: a job's state is small, a tick's activations are not
+MAX_SLOTS = 256  # more jobs at once only wait for each other
+
+log = logging.getLogger(__name__)
 
 PLAIN, GATED = -1, -2  # forms of the UNet beside those of single adapters, which have their numbers
 
@@ -57,7 +63,28 @@ def load_graph_engine(config: WorkerConfig) -> GraphEngine:
     if problem:
         raise ModelError(root / "unet" / "config.json", problem)
     buckets = Buckets(config.encode_buckets, config.denoise_buckets, config.decode_buckets)
-    return GraphEngine(model, config.slots, config.max_steps, device, dtype, buckets, config.merge_adapters)
+    num_slots = config.num_slots
+    if device.type == "cuda" and not config.slots:
+        num_slots = slots_that_fit(torch.cuda.mem_get_info(device)[0], slot_bytes(model, config.max_steps, dtype))
+    begin = time.perf_counter()
+    engine = GraphEngine(model, num_slots, config.max_steps, device, dtype, buckets, config.merge_adapters)
+    megabytes = engine.slots.num_bytes / 1e6
+    seconds = time.perf_counter() - begin
+    log.info("%d slots, %.0f MB; buckets of every stage recorded in %.1f s", num_slots, megabytes, seconds)
+    return engine
+
+
+def slot_bytes(model: Model, max_steps: int, dtype: torch.dtype) -> int:
+    """Device memory that one more slot takes."""
+    text_shape = model.num_tokens, int(model.text_encoder.config.hidden_size)
+    meta = torch.device("meta")  # has shapes alone
+    one, two = (Slots(count, max_steps, model.latent_shape, text_shape, model.side, meta, dtype) for count in (1, 2))
+    return two.num_bytes - one.num_bytes
+
+
+def slots_that_fit(free_bytes: int, each: int) -> int:
+    """Jobs whose slots take no more than a part of what is free before weights and graphs: at least one."""
+    return max(1, min(MAX_SLOTS, int(free_bytes * SLOTS_SHARE) // each))
 
 
 @dataclass

@@ -45,7 +45,7 @@ def load_torch_engine(config: WorkerConfig) -> TorchEngine:
     if dtype is torch.float16 and device.type == "cpu":
         raise ConfigError("worker.dtype", "is float16, must be float32 or bfloat16 on a CPU")
     model = load_model(model_root(config), dtype)
-    return TorchEngine(model, config.slots, config.max_steps, device, dtype, config.merge_adapters)
+    return TorchEngine(model, config.num_slots, config.max_steps, device, dtype, config.merge_adapters)
 
 
 def model_root(config: WorkerConfig) -> Path:

@@ -15,12 +15,22 @@ from steploom_common.settings import ConfigError
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Done, Job, Pending
 from steploom_engine_worker.errors import ModelError
-from steploom_engine_worker.graph_engine import GATED, MAX_PENDING, PLAIN, Buckets, GraphEngine, load_graph_engine
+from steploom_engine_worker.graph_engine import (
+    GATED,
+    MAX_PENDING,
+    PLAIN,
+    Buckets,
+    GraphEngine,
+    load_graph_engine,
+    slot_bytes,
+    slots_that_fit,
+)
 from steploom_engine_worker.graphs import PADDING, HostRing, pack_rows
 from steploom_engine_worker.lane import open_lane
 from steploom_engine_worker.launch import build_engine
 from steploom_engine_worker.model import load_model
 from steploom_engine_worker.schedule import Sampler
+from steploom_engine_worker.slots import Slots
 from steploom_engine_worker.torch_engine import TorchEngine
 
 TOLERANCE = 2e-4  # of latents: sums in another order
@@ -186,6 +196,16 @@ def test_the_settings_make_the_engine(adapted_dir: Path) -> None:
     )
     engine = load_graph_engine(config)  # on the CPU
     assert (engine.num_slots, engine.model.max_steps, engine.max_pending) == (2, 7, MAX_PENDING)
+
+
+def test_slots_are_as_many_as_the_memory_allows(adapted_dir: Path) -> None:
+    model = load_model(adapted_dir)
+    each = slot_bytes(model, 8, torch.float16)
+    sizes = [Slots(n, 8, model.latent_shape, (16, 32), model.side, CPU, torch.float16).num_bytes for n in (3, 5)]
+    assert sizes[1] - sizes[0] == 2 * each
+    assert slots_that_fit(1000 * each, each) == 100
+    assert slots_that_fit(10**12, each) == 256
+    assert slots_that_fit(each, each) == 1
 
 
 def test_a_preview_is_of_the_latest_step(plain: TorchEngine, engine: GraphEngine, make_job: Callable[..., Job]) -> None:
