@@ -102,11 +102,13 @@ async def run_closed_loop(
     payload: Payload | None = None,
     *,
     channels: int = 2,
+    on_record: OnRecord | None = None,
 ) -> list[Record]:
     """`callers` requests are open at any time for `seconds`; those that are open then run to their end.
 
     Args:
         kinds: what is asked for, in turn; `at` is ignored.
+        on_record: hears of each end as it comes.
     """
     async with _stubs(address, channels) as stubs:
         clock = asyncio.get_running_loop().time
@@ -120,7 +122,7 @@ async def run_closed_loop(
                 seed, kind, stub = next(turns)
                 arrival = replace(kind, at=clock() - start)
                 request = payload.request(arrival, seed)
-                records.append(await _call(stub, request, arrival, lambda: clock() - start, None))
+                records.append(await _call(stub, request, arrival, lambda: clock() - start, on_record))
 
         await asyncio.gather(*(caller() for _ in range(callers)))
         return records

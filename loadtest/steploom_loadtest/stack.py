@@ -6,14 +6,10 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,18 +17,14 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from steploom_common.rpc import INTERNAL_OPTIONS
+from steploom_loadtest.child import Child
 from steploom_protos.batcher.v1 import batcher_pb2 as batcher_pb
 from steploom_protos.batcher.v1.batcher_pb2_grpc import BatcherStub
 
 Tables = Mapping[str, Any]  # steploom.toml as nested tables
 
 _ANSWER_S = 30.0
-_POLL_S = 0.05
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-class StackError(RuntimeError):
-    """The system did not come up, or did not end; the message has the end of its log."""
 
 
 class Stack:
@@ -46,21 +38,16 @@ class Stack:
 
     def __init__(self, directory: Path, tables: Tables, ready_s: float = 60.0) -> None:
         self._directory = directory
-        self._log = directory / "up.log"
         self._runtime = directory / "run"
         self._ready_s = ready_s
         directory.mkdir(parents=True, exist_ok=True)
         config = directory / "steploom.toml"
         config.write_text(to_toml({**tables, "gateway": _FREE_PORTS | {**tables.get("gateway", {})}}))
         up = ("-m", "steploom", "up", "--config", str(config), "--runtime-dir", str(self._runtime))
-        command = (sys.executable, "-P", str(_leash()), str(os.getpid()), *up)  # ends with us, however we end
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+        self._child = Child("`steploom up`", up, directory / "up.log")
 
     def __repr__(self) -> str:
-        return f"Stack({self._directory}, pid={self._process.pid})"
+        return f"Stack({self._directory}, pid={self._child.pid})"
 
     def __enter__(self) -> Self:
         try:
@@ -89,17 +76,17 @@ class Stack:
     @property
     def log(self) -> str:
         """What the services have said so far."""
-        return self._log.read_text(errors="replace")
+        return self._child.log
 
     @property
     def pid(self) -> int:
         """Of the supervisor."""
-        return self._process.pid
+        return self._child.pid
 
     def pids(self) -> dict[str, int]:
         """Process of each service that runs now: gateway, batcher, worker-0 and so on."""
         found = {}
-        for pid in _children(self._process.pid):
+        for pid in _children(self._child.pid):
             name = _service_name(pid)
             if name is not None:
                 found[name] = pid
@@ -143,11 +130,10 @@ class Stack:
         """
 
         def is_serving() -> bool:
-            if self._process.poll() is not None:
-                raise StackError(f"`steploom up` ended with {self._process.returncode}:\n{self._last_words()}")
+            self._child.check_alive()
             return (self._runtime / "services.json").exists() and is_healthy(self.gateway)
 
-        self._wait(is_serving, seconds, "is not serving")
+        self._child.wait(is_serving, seconds, "is not serving")
 
     def wait_until(self, holds: Callable[[batcher_pb.StatusResponse], bool], seconds: float) -> None:
         """Returns when the batcher's status is as wanted.
@@ -155,7 +141,7 @@ class Stack:
         Raises:
             StackError: it is not within `seconds`.
         """
-        self._wait(lambda: holds(self.status()), seconds, "is not in the wanted state")
+        self._child.wait(lambda: holds(self.status()), seconds, "is not in the wanted state")
 
     def wait_metric(self, name: str, value: float, seconds: float) -> None:
         """Returns when a metric of the gateway has this value.
@@ -163,7 +149,7 @@ class Stack:
         Raises:
             StackError: it has not within `seconds`.
         """
-        self._wait(lambda: self.metric(name) == value, seconds, f"has {name} other than {value:g}")
+        self._child.wait(lambda: self.metric(name) == value, seconds, f"has {name} other than {value:g}")
 
     def wait_log(self, words: str, seconds: float) -> None:
         """Returns when a service has said this; what it says arrives some time after it has done it.
@@ -171,11 +157,11 @@ class Stack:
         Raises:
             StackError: none has within `seconds`.
         """
-        self._wait(lambda: words in self.log, seconds, f"has not said {words!r}")
+        self._child.wait(lambda: words in self.log, seconds, f"has not said {words!r}")
 
     def terminate(self) -> None:
         """SIGTERM: drain and end."""
-        self._process.terminate()
+        self._child.terminate()
 
     def wait_end(self, seconds: float) -> int:
         """The exit code.
@@ -183,35 +169,19 @@ class Stack:
         Raises:
             StackError: it still runs after `seconds`.
         """
-        try:
-            return self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise StackError(f"did not end within {seconds:g} s:\n{self._last_words()}") from None
+        return self._child.wait_end(seconds)
 
     def stop(self, seconds: float = 40.0) -> int:
         """Ends everything in order; returns the exit code."""
-        if self._process.poll() is None:
-            self.terminate()
-        return self.wait_end(seconds)
+        return self._child.stop(seconds)
 
     def kill(self) -> None:
         """Ends everything without asking. The services die with their supervisor."""
-        self._process.kill()
-        self._process.wait()
+        self._child.kill()
 
     def _services(self) -> dict[str, Any]:
         table: dict[str, Any] = json.loads((self._runtime / "services.json").read_text())
         return table
-
-    def _wait(self, holds: Callable[[], bool], seconds: float, complaint: str) -> None:
-        deadline = time.monotonic() + seconds
-        while not holds():
-            if time.monotonic() > deadline:
-                raise StackError(f"{self!r} {complaint} after {seconds:g} s:\n{self._last_words()}")
-            time.sleep(_POLL_S)
-
-    def _last_words(self) -> str:
-        return "\n".join(self.log.splitlines()[-30:])
 
 
 def arenas_of(pid: int) -> list[Path]:
@@ -259,14 +229,6 @@ def running(directory: Path, tables: Tables, ready_s: float = 60.0) -> Iterator[
     """A stack for the length of a `with` block."""
     with Stack(directory, tables, ready_s) as stack:
         yield stack
-
-
-def _leash() -> Path:
-    """The script that ends what it starts when its parent dies."""
-    spec = find_spec("steploom")
-    if spec is None or not spec.submodule_search_locations:
-        raise StackError("the package steploom is not installed")
-    return Path(spec.submodule_search_locations[0]) / "leash.py"
 
 
 def _children(pid: int) -> list[int]:

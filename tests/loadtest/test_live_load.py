@@ -19,11 +19,12 @@ from steploom_batcher.types import Key, WorkerProfile
 from steploom_loadtest.bench import __main__ as bench
 from steploom_loadtest.bench import single
 from steploom_loadtest.bench.outcome import Bar
+from steploom_loadtest.child import StackError
 from steploom_loadtest.cost_tables import linear
 from steploom_loadtest.open_loop import run_closed_loop, run_open_loop
 from steploom_loadtest.report import Record, records_of, summarize
 from steploom_loadtest.simulator import Device, simulate
-from steploom_loadtest.stack import Stack, StackError, cpu_seconds, running, to_toml
+from steploom_loadtest.stack import Stack, cpu_seconds, running, to_toml
 from steploom_loadtest.traces import Arrival, RequestClass, burst, poisson
 
 FAKE = {"encode_s": 0.004, "denoise_s": 0.008, "denoise_row_s": 0.001, "decode_s": 0.004}
