@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from steploom_batcher.types import Stage, StageCosts
 
-# Weight of a new measurement: a steady change of speed is followed within some twenty ticks of a bucket.
+# Weight of a new measurement: a steady change of speed, to half at most, is followed within some twenty ticks of a
+# bucket.
 _SMOOTHING = 0.1
 
 # A tick that took more times its estimate counts as if it took so many: a machine that stalls for a moment is no slower

@@ -21,7 +21,7 @@ class Stage(IntEnum):
 class Status(IntEnum):
     """How a tick ended. The values are those of steploom.worker.v1.TickStatus."""
 
-    OK = 1  # its jobs have moved on, all but those in Outcome.failures
+    OK = 1  # its jobs have moved on; those in Outcome.failures go no further
     FAILED = 2  # it raised; no job of it has moved
     SKIPPED = 3  # an earlier tick of one of its jobs failed; nothing was run
 

@@ -62,7 +62,7 @@ Command = Admit | Tick | Release
 class TickStatus(IntEnum):
     """The values are those of steploom.worker.v1.TickStatus."""
 
-    OK = 1  # its jobs have moved on, all but those in TickDone.failures
+    OK = 1  # its jobs have moved on; those in TickDone.failures go no further
     FAILED = 2  # it raised: no job of the tick has moved
     SKIPPED = 3  # a slot was not at the named step: nothing was run
 

@@ -40,7 +40,10 @@ class WorkerConfig:
     )
     threads: int = setting(0, "CPU threads of the engine; 0: all cores", at_least=0, at_most=1024)
     slots: int = setting(
-        0, "jobs that the worker holds at once; 0: 32, on a GPU as many as its memory allows", at_least=0, at_most=4096
+        0,
+        "jobs that the worker holds at once; 0: 32, on a GPU what a tenth of its free memory holds, up to 256",
+        at_least=0,
+        at_most=4096,
     )
     max_steps: int = setting(100, "denoising steps that a slot's coefficient table holds", at_least=1, at_most=1000)
     merge_adapters: bool = setting(

@@ -56,7 +56,9 @@ def load_graph_engine(config: WorkerConfig) -> GraphEngine:
         ConfigError: torch cannot use the device.
     """
     device, dtype = device_of(config.device), getattr(torch, config.dtype)
-    torch.backends.cudnn.benchmark = True  # every shape comes again and again
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of the calling thread, which is the one that drives the engine
+        torch.backends.cudnn.benchmark = True  # every shape comes again and again
     root = model_root(config)
     model = load_model(root, dtype)
     problem = cannot_fuse(model.unet)
@@ -127,7 +129,7 @@ class GraphEngine(TorchEngine):
         self._tokens: HostRing | None = None
         super().__init__(model, num_slots, max_steps, device, dtype, merge_adapters)
         self._buckets = buckets
-        self._admission, self._side, self._main = (open_lane(device) for _ in range(3))
+        self._admission, self._side, self._main, self._previews = (open_lane(device) for _ in range(4))
         self._marks: list[Mark | None] = [None] * num_slots  # where what was last asked for of a slot ends
         most_jobs = max(*buckets.encode, *buckets.decode)
         ring = partial(HostRing, MAX_PENDING, device=device)
@@ -184,6 +186,7 @@ class GraphEngine(TorchEngine):
 
     def admit(self, slot: int, job: Job) -> None:
         with self._admission.working():
+            self._admission.follow(self._marks[slot])  # of a job that nobody waits for any more, perhaps
             super().admit(slot, job)
             self._marks[slot] = self._admission.mark()
 
@@ -267,9 +270,8 @@ class GraphEngine(TorchEngine):
 
     @torch.inference_mode()
     def preview(self, slot: int) -> Pixels:
-        lane: Lane = open_lane(self._device)
-        with lane.working():
-            lane.follow(self._marks[slot])
+        with self._previews.working():
+            self._previews.follow(self._marks[slot])
             return super().preview(slot)
 
     def _form(self, slots: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""Waits for what a device was told to do, in that order, on a thread of its own: the driving thread never waits."""
+"""Waits for what a device was told to do, in that order, on a thread of its own, beside the one that tells it."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class _CudaLane:
         return torch.cuda.stream(self._stream)
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        self._stream.wait_stream(torch.cuda.current_stream())  # where its memory was filled
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))  # where its memory was filled
         with self.working():
             run()  # compiles, and lets libraries choose their kernels
             run()

@@ -83,7 +83,7 @@ def _nobody() -> None:
 
 
 def _post(loop: asyncio.AbstractEventLoop, reports: asyncio.Queue[TickDone | None], done: TickDone | None) -> None:
-    """From the driving thread to the loop; nothing where the loop is gone."""
+    """From a thread of the worker to the loop; nothing where the loop is gone."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(reports.put_nowait, done)
 

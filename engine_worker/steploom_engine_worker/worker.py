@@ -155,7 +155,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def open_session(self, emit: Callable[[TickDone], None]) -> Session:
-        """Gives the worker to a batcher; `emit` is called on the driving thread.
+        """Gives the worker to a batcher; `emit` is called on a thread of the worker.
 
         Raises:
             SessionTaken: another one has it.
@@ -185,6 +185,7 @@ class Worker:
             self._obey_until_stopped()
             if self._landing is not None:
                 self._landing.close()
+                self._check_device()
         except BaseException as error:
             log.debug("the driving thread ends", exc_info=error)
             if not self.ready.done():

@@ -171,7 +171,7 @@ class Stack:
         """
         return self._child.wait_end(seconds)
 
-    def stop(self, seconds: float = 40.0) -> int:
+    def stop(self, seconds: float = 120.0) -> int:
         """Ends everything in order; returns the exit code."""
         return self._child.stop(seconds)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from steploom_engine_worker.graph_engine import (
     slots_that_fit,
 )
 from steploom_engine_worker.graphs import PADDING, HostRing, pack_rows
-from steploom_engine_worker.lane import open_lane
+from steploom_engine_worker.lane import Mark, open_lane
 from steploom_engine_worker.launch import build_engine
 from steploom_engine_worker.model import load_model
 from steploom_engine_worker.schedule import Sampler
@@ -234,6 +235,46 @@ def test_a_ring_gives_an_array_again_only_after_all_that_may_be_under_way() -> N
     seen = [ring.next().data_ptr() for _ in range(2 * MAX_PENDING + 2)]
     assert len(set(seen[: MAX_PENDING + 1])) == MAX_PENDING + 1
     assert seen[: MAX_PENDING + 1] == seen[MAX_PENDING + 1 :]
+
+
+class Followed:
+    """A lane that remembers which marks it was told to follow."""
+
+    def __init__(self) -> None:
+        self._lane = open_lane(CPU)
+        self.marks: list[Mark | None] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lane, name)
+
+    def follow(self, mark: Mark | None) -> None:
+        self.marks.append(mark)
+
+
+def test_a_stage_follows_what_its_own_jobs_were_at(
+    engine: GraphEngine, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes = {name: Followed() for name in ("_admission", "_side", "_main", "_previews")}
+    for name, lane in lanes.items():
+        monkeypatch.setattr(engine, name, lane)
+    for slot in (0, 1):
+        engine.admit(slot, make_job(steps=1))
+    admitted = list(engine._marks[:2])
+    done(engine.encode([0, 1]))
+    assert lanes["_side"].marks == admitted
+    (encoded,) = set(engine._marks[:2])
+    done(engine.denoise([0], [0]))
+    assert lanes["_main"].marks == [encoded]
+    denoised = engine._marks[0]
+    done(engine.denoise([1], [0]))
+    done(engine.decode([0]))
+    assert lanes["_side"].marks[-1] is denoised  # not the other job's later step
+    drawn = engine._marks[0]
+    engine.preview(0)
+    assert lanes["_previews"].marks == [drawn]
+    engine.release(0)
+    engine.admit(0, make_job())  # of a batcher that does not know of the ticks of the one before
+    assert lanes["_admission"].marks[-1] is drawn
 
 
 def test_a_lane_of_a_cpu_is_the_thread() -> None:

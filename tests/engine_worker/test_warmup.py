@@ -83,7 +83,7 @@ def test_warms_a_real_engine(tiny_engine: TorchEngine) -> None:
         ({"denoise_buckets": (3, 1)}, r"denoise_buckets: is \[3, 1\], must be a rising list"),
         ({"encode_buckets": ()}, r"encode_buckets: is \[\], must be"),
         ({"decode_buckets": (0, 1)}, "decode_buckets: is 0, must be at least 1"),
-        ({"slots": 0}, "slots: is 0, must be at least 1"),
+        ({"slots": -1}, "slots: is -1, must be at least 0"),
         ({"dtype": "float8"}, "dtype: is 'float8', must be one of"),
     ],
 )

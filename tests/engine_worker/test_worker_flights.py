@@ -46,6 +46,7 @@ class Device(FakeEngine):
     def __init__(self, config: WorkerConfig) -> None:
         super().__init__(config)
         self.flights: queue.Queue[Flight] = queue.Queue()
+        self.all: list[Flight] = []
 
     @property
     def max_pending(self) -> int:
@@ -63,6 +64,7 @@ class Device(FakeEngine):
     def _fly(self, started: Done | Pending) -> Flight:
         done = started.wait()
         flight = Flight(Done(done.pictures, done.failures, seconds=0.25))
+        self.all.append(flight)
         self.flights.put(flight)
         return flight
 
@@ -108,8 +110,8 @@ class Rig:
 def rig(tmp_path: Path) -> Iterator[Rig]:
     rig = Rig(tmp_path)
     yield rig
-    while not rig.device.flights.empty():
-        rig.device.next_flight().may_end.set()
+    for flight in rig.device.all:
+        flight.may_end.set()
     assert rig.worker.stop(PATIENCE_S)
 
 
@@ -204,6 +206,17 @@ def test_a_device_that_is_lost_as_the_batcher_leaves_still_ends_the_worker(rig: 
     lost = rig.device.next_flight()
     lost.error = EngineError("gone")
     rig.worker.close_session(rig.session)
+    lost.may_end.set()
+    with pytest.raises(FatalEngineError, match="gone"):
+        rig.worker.ended.result(timeout=PATIENCE_S)
+
+
+def test_a_device_that_is_lost_while_the_worker_stops_is_told(rig: Rig) -> None:
+    rig.admit(0)
+    rig.post(Stage.ENCODE, [0])
+    lost = rig.device.next_flight()
+    lost.error = EngineError("gone")
+    assert not rig.worker.stop(0.01)
     lost.may_end.set()
     with pytest.raises(FatalEngineError, match="gone"):
         rig.worker.ended.result(timeout=PATIENCE_S)

@@ -39,7 +39,7 @@ async def test_free_rows_ride_in_the_ticks_of_pro_rows(stack: Stack) -> None:
         with stack.paused("worker-0"):  # it has begun with the pro edits when the free one comes
             pro = [asyncio.create_task(edit(client, "pro", steps=PRO_STEPS)) for _ in range(2)]
             await submitted(stack, before.submitted + 2)
-            assert (await asyncio.to_thread(stack.status)).ticks > before.ticks
+            await asyncio.to_thread(stack.wait_until, lambda status: status.ticks > before.ticks, 60.0)
             late = asyncio.create_task(edit(client, "free"))
             await submitted(stack, before.submitted + 3)
         free = await late

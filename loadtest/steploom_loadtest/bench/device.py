@@ -28,7 +28,10 @@ def describe(device: str) -> dict[str, str]:
         CannotRun: torch cannot use it.
     """
     command = (sys.executable, "-P", "-c", _PROBE, device)
-    probe = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S, check=False)
+    try:
+        probe = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise CannotRun(f"torch has not answered for device {device!r} within {_PROBE_S:g} s") from None
     if probe.returncode:
         reason = (probe.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise CannotRun(f"torch cannot use device {device!r} here: {reason}")
@@ -40,6 +43,6 @@ def _driver() -> str:
     command = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_S, check=False)
-    except FileNotFoundError:
-        return "unknown: no nvidia-smi"
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return "unknown: nvidia-smi does not answer"
     return next(iter(said.stdout.split()), "unknown")

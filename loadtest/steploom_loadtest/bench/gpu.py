@@ -35,7 +35,7 @@ MAIN_MIX = "9:1"
 ANSWERS = {"jpeg": pb.IMAGE_FORMAT_JPEG, "png": pb.IMAGE_FORMAT_PNG, "raw": pb.IMAGE_FORMAT_RAW}
 
 _WORKER_READY_S = 420.0  # model, graphs and warm-up
-_STACK_READY_S = 120.0
+_STACK_READY_S = 300.0
 _EMPTY_S = 120.0  # until an open loop's last request is out of the service
 _CODEC_THREADS = 4
 

@@ -48,6 +48,7 @@ def saturate(stack: Stack, mix: Sequence[RequestClass], callers: int, seconds: f
         StackError: a class has none for long.
     """
     measured = asyncio.run(_measure(stack, mix, callers, seconds, payload))
+    stack.wait_metric("steploom_gateway_in_flight", 0, _EMPTY_S)  # it may still have to hear of the last cancels
     stack.wait_until(lambda status: not any(tier.queued + tier.running for tier in status.tiers), _EMPTY_S)
     return measured
 
@@ -71,8 +72,8 @@ async def _measure(
             if load.done() or clock() - began > seconds + _PATIENCE_S:
                 raise StackError(f"no picture of each of {', '.join(sorted(labels))} in {clock() - began:.0f} s")
             await asyncio.sleep(_POLL_S)
-        window = ended[first:]
         after, over = await asyncio.to_thread(stack.status), clock()
+        window = ended[first:]
     finally:
         load.cancel()
         with contextlib.suppress(asyncio.CancelledError):
