@@ -55,7 +55,7 @@ def load_graph_engine(config: WorkerConfig) -> GraphEngine:
         ModelError: the model directory is wrong, or its UNet is none that can be fused.
         ConfigError: torch cannot use the device.
     """
-    device, dtype = device_of(config.device), getattr(torch, config.dtype)
+    device, dtype = device_of(config), getattr(torch, config.dtype)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # of the calling thread, which is the one that drives the engine
         torch.backends.cudnn.benchmark = True  # every shape comes again and again
@@ -192,7 +192,7 @@ class GraphEngine(TorchEngine):
 
     def _put_pixels(self, slot: int, pixels: Pixels) -> None:
         staged = self._staged.next()
-        staged.copy_(torch.from_numpy(pixels))
+        staged.numpy()[:] = pixels
         self.slots.pixels[slot].copy_(staged, non_blocking=True)
 
     def _place(self, tokens: Tensor) -> Tensor:

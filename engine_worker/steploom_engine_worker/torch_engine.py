@@ -41,7 +41,7 @@ def load_torch_engine(config: WorkerConfig) -> TorchEngine:
     """
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     torch.set_flush_denormal(True)
-    device, dtype = device_of(config.device), getattr(torch, config.dtype)
+    device, dtype = device_of(config), getattr(torch, config.dtype)
     if dtype is torch.float16 and device.type == "cpu":
         raise ConfigError("worker.dtype", "is float16, must be float32 or bfloat16 on a CPU")
     model = load_model(model_root(config), dtype)
@@ -53,17 +53,29 @@ def model_root(config: WorkerConfig) -> Path:
     return Path(config.model) if config.model else embedded_model()
 
 
-def device_of(name: str) -> torch.device:
-    """The device of this name.
+def device_of(config: WorkerConfig) -> torch.device:
+    """The device that the settings name.
 
     Raises:
         ConfigError: torch cannot use it.
     """
     try:
+        return usable_device(config.device)
+    except ValueError as error:
+        raise ConfigError("worker.device", f"is {config.device!r}, {error}") from None
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ValueError: torch cannot use it; the message says why.
+    """
+    try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError("worker.device", f"is {name!r}, which torch cannot use: {error}") from None
+        raise ValueError(f"which torch cannot use: {str(error).splitlines()[0]}") from None
     return device
 
 

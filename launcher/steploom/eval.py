@@ -38,6 +38,7 @@ from steploom_engine_worker.adapter_files import FOLDER, read_adapter
 from steploom_engine_worker.errors import ModelError
 from steploom_engine_worker.manifest import read_manifest
 from steploom_engine_worker.model_files import embedded_model, weights_sha256
+from steploom_engine_worker.torch_engine import usable_device
 
 JUDGE = "avatar-judge"  # beside the embedded model
 NAME = "evaluation"  # of the files that are written
@@ -166,11 +167,9 @@ def _check_bars(options: EvalOptions, variants: Sequence[Variant]) -> None:
 
 def _device(name: str | None) -> torch.device:
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise CommandError(f"--device is {name!r}, which torch cannot use: {reason}", ExitCode.USAGE) from None
+        device = usable_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except ValueError as error:
+        raise CommandError(f"--device is {name!r}, {error}", ExitCode.USAGE) from None
     prepare_device(device)
     return device
 

@@ -145,6 +145,8 @@ def test_merged_weights_take_only_the_guidance_embedding(unet: Any) -> None:
     [
         ("act_fn", "gelu", "act_fn is 'gelu', must be 'silu' or 'swish'"),
         ("resnet_time_scale_shift", "scale_shift", "resnet_time_scale_shift is 'scale_shift', must be 'default'"),
+        ("num_class_embeds", 10, "num_class_embeds is 10, must be None"),
+        ("mid_block_only_cross_attention", True, "mid_block_only_cross_attention is True, must be None or False"),
         ("down_block_types", ("AttnDownBlock2D",), "has a block AttnDownBlock2D"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 import torch
 
 from steploom_common.settings import ConfigError
+from steploom_engine_worker.commands import Admit, Command, Picture, Tick, TickDone, TickStatus
 from steploom_engine_worker.config import WorkerConfig
-from steploom_engine_worker.engine import Done, Job, Pending
+from steploom_engine_worker.engine import Costs, Done, Job, Pending, Stage
 from steploom_engine_worker.errors import ModelError
 from steploom_engine_worker.graph_engine import (
     GATED,
@@ -33,6 +35,8 @@ from steploom_engine_worker.model import load_model
 from steploom_engine_worker.schedule import Sampler
 from steploom_engine_worker.slots import Slots
 from steploom_engine_worker.torch_engine import TorchEngine
+from steploom_engine_worker.warmup import warm_up
+from steploom_engine_worker.worker import Worker
 
 TOLERANCE = 2e-4  # of latents: sums in another order
 BUCKETS = Buckets(encode=(2, 4), denoise=(1, 3, 8, 12), decode=(1, 3, 4))
@@ -215,6 +219,48 @@ def test_a_preview_is_of_the_latest_step(plain: TorchEngine, engine: GraphEngine
         done(each.encode([0]))
         done(each.denoise([0], [0]))
     assert np.abs(plain.preview(0).astype(int) - engine.preview(0)).max() <= 1
+
+
+def test_a_worker_drives_it_from_warm_up_to_the_pictures(
+    adapted_dir: Path, plain: TorchEngine, make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    """Ticks are started on one thread and end on another; pictures and previews are read there."""
+    (expected,) = draw(plain, [make_job(steps=2)])[1]
+    config = WorkerConfig(
+        model=str(adapted_dir), slots=2, max_steps=4, encode_buckets=(1,), denoise_buckets=(1, 3), decode_buckets=(1,)
+    )
+
+    def build() -> tuple[GraphEngine, Costs]:
+        engine = load_graph_engine(config)
+        return engine, warm_up(engine, config)
+
+    worker = Worker("w", build, tmp_path)
+    worker.start()
+    assert len(worker.ready.result(timeout=120).costs) == 4
+    reports: queue.Queue[TickDone] = queue.Queue()
+    session = worker.open_session(reports.put)
+    job = make_job(steps=2)
+    side = plain.model.height
+    commands: list[Command] = [
+        Admit(
+            "a", 0, job.instruction, Picture(side, side, job.pixels.tobytes()), None, 2, job.guidance_scale,
+            job.image_guidance_scale, job.seed, job.sampler, preview_every=1,
+        ),
+        Tick(1, Stage.ENCODE, [0]),
+        Tick(2, Stage.DENOISE, [0], [0]),
+        Tick(3, Stage.DENOISE, [0], [1]),
+        Tick(4, Stage.DECODE, [0]),
+    ]  # fmt: skip
+    for command in commands:
+        assert worker.submit(session, command)
+    done = [reports.get(timeout=120) for _ in range(4)]
+    assert [(item.tick_id, item.status, item.failures) for item in done] == [
+        (number, TickStatus.OK, {}) for number in (1, 2, 3, 4)
+    ]
+    assert [len(item.pictures) for item in done] == [0, 1, 0, 1]
+    picture = np.frombuffer(done[-1].pictures[0].picture.data, np.uint8).reshape(side, side, 3)
+    assert np.abs(picture.astype(int) - expected).max() <= 1
+    assert worker.stop(120)
 
 
 def test_packed_rows_pad_rows_and_jobs(engine: GraphEngine, make_job: Callable[..., Job]) -> None:

@@ -41,8 +41,10 @@ _WANTED: Mapping[str, tuple[object, ...]] = {
     "encoder_hid_dim_type": (None,),
     "cross_attention_norm": (None,),
     "dual_cross_attention": (False,),
+    "mid_block_only_cross_attention": (None, False),
     "mid_block_scale_factor": (1,),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_class_embeds": (None,),
     "only_cross_attention": (False,),
     "resnet_out_scale_factor": (1.0,),
     "resnet_skip_time_act": (False,),
@@ -77,7 +79,7 @@ class FusedUNet(nn.Module):
     """
 
     frequencies: Tensor
-    text_bias: Tensor
+    out_bias: Tensor
 
     def __init__(
         self, unet: Any, adapters: Sequence[Adapter] = (), *, are_merged: bool = False, attend: Attend = sdpa
