@@ -48,7 +48,7 @@ class WorkerConfig:
     max_steps: int = setting(100, "denoising steps that a slot's coefficient table holds", at_least=1, at_most=1000)
     merge_adapters: bool = setting(
         True,
-        "ticks of one adapter alone cost about what they do without one; takes the adapted weights' memory again for each",
+        "ticks of one adapter alone cost about as much as without it; each takes the adapted weights' memory again",
     )
     denoise_buckets: tuple[int, ...] = setting(
         (1, 2, 3, 4, 6, 9, 12, 18, 24), "rows of a denoise tick that are measured", at_least=1, at_most=4096
