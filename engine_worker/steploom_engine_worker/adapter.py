@@ -213,14 +213,20 @@ def _add_rows(whole: Tensor, rows: slice, change: Tensor) -> Tensor:
     return whole
 
 
+# A CPU gains little from more rows in a pass, and low ranks cost as much as some rows: from here on it is faster to let
+# each kind of rows have a pass of its own (the embedded model, two cores).
+_MIN_ROWS_APART = 2
+
+
 class AdaptedUNet(nn.Module):
     """A UNet with adapters. It shares the weights of the UNet that it is made of, which itself stays as it was.
 
     Args:
         unet: a diffusers UNet2DConditionModel.
         adapters: for it, made or loaded.
-        is_merged: whether passes whose rows are all of one adapter run on maps with its changes merged in. They take
-            the memory of the adapted maps again for each adapter, and what the adapters hold later is not seen.
+        is_merged: whether rows of one adapter run on maps with its changes merged in, where a pass has no others, or on
+            a CPU enough of each kind. They take the memory of the adapted maps again for each adapter, and what the
+            adapters hold later is not seen.
     """
 
     def __init__(self, unet: nn.Module, adapters: Sequence[Adapter], is_merged: bool = False) -> None:
@@ -256,17 +262,42 @@ class AdaptedUNet(nn.Module):
         Returns:
             [rows, out_channels, h, w].
         """
-        unet = self._unet_for(len(sample))
+        kinds = self._kinds(len(sample)) if self.merged else []
+        if len(kinds) > 1 and sample.device.type == "cpu" and all(len(rows) >= _MIN_ROWS_APART for _, rows in kinds):
+            return self._apart(kinds, sample, timesteps, context)
+        unet = self.unet
+        if len(kinds) == 1 and kinds[0][0] is not None:
+            unet = self.merged[kinds[0][0]]
         prediction: Tensor = unet(sample, timesteps, encoder_hidden_states=context, return_dict=False)[0]
         return prediction
 
-    def _unet_for(self, rows: int) -> nn.Module:
-        """The merged one of the adapter that has every row, if one has."""
-        if self.merged and len(self.gates.segments) == 1:
-            number, segment = self.gates.segments[0]
-            if segment.indices(rows) == (0, rows, 1):
-                return self.merged[number]
-        return self.unet
+    def _kinds(self, rows: int) -> list[tuple[int | None, range]]:
+        """The rows of each adapter, and those of none, in their order."""
+        kinds: list[tuple[int | None, range]] = []
+        done = 0
+        for number, segment in self.gates.segments:
+            own = range(rows)[segment]
+            if own.start > done:
+                kinds.append((None, range(done, own.start)))
+            kinds.append((number, own))
+            done = own.stop
+        return [*kinds, (None, range(done, rows))] if done < rows else kinds
+
+    def _apart(
+        self, kinds: Sequence[tuple[int | None, range]], sample: Tensor, timesteps: Tensor, context: Tensor
+    ) -> Tensor:
+        """`forward`, a pass for each kind of rows."""
+        segments, scales = self.gates.segments, self.gates.scales
+        parts = []
+        try:
+            for number, own in kinds:
+                rows = slice(own.start, own.stop)
+                self.gates.segments = [] if number is None else [(number, ALL_ROWS)]
+                self.gates.scales = None if scales is None else scales[rows]
+                parts.append(self(sample[rows], timesteps[rows], context[rows]))
+        finally:
+            self.gates.segments, self.gates.scales = segments, scales
+        return torch.cat(parts)
 
 
 def merged_unet(unet: nn.Module, adapter: Adapter) -> nn.Module:

@@ -133,6 +133,39 @@ def test_merged_maps_give_what_low_ranks_give(root: Path, number: int) -> None:
     torch.testing.assert_close(*results, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    ("segments", "passes"),
+    [
+        ([(0, slice(2, 4)), (1, slice(4, 7))], [2, 2, 3]),
+        ([(0, slice(0, 5))], [5, 2]),
+        ([(1, slice(2, 4))], [2, 2, 3]),
+        ([(0, slice(0, 6))], [7]),  # one row alone is not worth a pass
+        ([], [7]),
+    ],
+    ids=str,
+)
+def test_on_a_cpu_each_kind_of_rows_has_a_pass_of_its_own(
+    root: Path, segments: list[tuple[int, slice]], passes: list[int]
+) -> None:
+    model = load_model(root)
+    adapters = [item.network for item in model.adapters]
+    together, apart = AdaptedUNet(model.unet, adapters), AdaptedUNet(model.unet, adapters, is_merged=True)
+    counts: list[int] = []
+    for unet in (apart.unet, *apart.merged):
+        unet.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    sample, times, text = torch.randn(7, 8, 8, 8), torch.linspace(3.0, 999.0, 7), torch.randn(7, 16, 32)
+    scales = torch.linspace(1.0, 2.0, 14).view(7, 2)
+    results = []
+    for network in (together, apart):
+        network.gates.segments, network.gates.scales = segments, scales
+        with torch.inference_mode():
+            results.append(network(sample, times, text))
+    torch.testing.assert_close(*results, rtol=0, atol=TOLERANCE)
+    assert counts == passes
+    assert apart.gates.segments == segments
+    assert apart.gates.scales is scales
+
+
 def test_low_ranks_are_computed_only_where_rows_differ(
     engine: TorchEngine, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +180,7 @@ def test_low_ranks_are_computed_only_where_rows_differ(
     run(engine, [make_job(adapter="few-step", steps=1), make_job(adapter="few-step", steps=1)])
     assert not calls
     run(engine, [make_job(adapter="few-step", steps=1), make_job(adapter="style", steps=1)])
-    assert set(calls) == {1, 3}
+    assert set(calls) == {1, 3}  # one row is too few for a pass of its own
 
 
 def test_merging_leaves_the_model_as_it_was_and_can_be_left_out(root: Path) -> None:
