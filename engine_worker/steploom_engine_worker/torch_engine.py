@@ -66,17 +66,15 @@ def device_of(config: WorkerConfig) -> torch.device:
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of this name.
+    """The device of this name, with its number where devices of its kind have one.
 
     Raises:
         ValueError: torch cannot use it; the message says why.
     """
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        return torch.empty(1, device=torch.device(name)).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"which torch cannot use: {str(error).splitlines()[0]}") from None
-    return device
 
 
 class TorchEngine:

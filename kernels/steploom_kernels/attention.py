@@ -73,7 +73,9 @@ class Plan(NamedTuple):
     block_m: int  # queries of a program; Hopper's tensor cores take 64 for each four warps
     block_n: int  # keys at a time
     num_warps: int
-    num_stages: int  # blocks of keys and values that are on their way or in use
+    # blocks of keys and values that are on their way or in use; at least two: without any on their way Triton 3.6
+    # multiplies a part of 16 columns wrongly on Hopper, if a block has more than 32 keys
+    num_stages: int
     polynomial: int  # of eight groups of eight neighbouring keys, how many take their powers from the polynomial
     ahead: bool = False  # scores of the next block are begun before the powers of this one: more registers
 
@@ -137,9 +139,9 @@ def _plan(width: int, tokens_q: int, tokens_k: int, item_bytes: int = 2) -> Plan
     """By the width of a head and the numbers of tokens alone."""
     if item_bytes == 4:
         return _SINGLE
-    if tokens_k <= 128:  # a text: there is little to read ahead
+    if tokens_k <= 128:  # a text
         # one block, or where accumulators leave no registers for its scores, blocks that 77 nearly fills
-        return Plan(64, max(32, _power_of_two(tokens_k)) if width <= 64 else 32, 4, 1, 0)
+        return Plan(64, max(32, _power_of_two(tokens_k)) if width <= 64 else 32, 4, 2, 0)
     if width <= 64:
         return Plan(128, 64, 8, 3, 0) if tokens_q >= 1024 else Plan(64, 64, 4, 3, 0)
     if width <= 96:
@@ -151,7 +153,7 @@ def candidate_plans(width: int, tokens_k: int) -> list[Plan]:
     """Plans to measure for heads of a width and so many keys, the usual one among them: none that would spill."""
     widest = 128 if width <= 96 else 64  # accumulators leave no registers for more
     if tokens_k <= 128:
-        return [Plan(m, n, m // 16, 1, 0) for m in (64, 128) for n in (32, 64, 128) if n <= widest]
+        return [Plan(m, n, m // 16, 2, 0) for m in (64, 128) for n in (32, 64, 128) if n <= widest]
     shapes = [(m, n, m // 16) for m in (64, 128) for n in (32, 64, 128) if widest // 2 <= n <= widest]
     if width <= 64:
         shapes.append((128, 64, 4))

@@ -436,7 +436,9 @@ def smallest() -> list[Case]:
 @pytest.mark.parametrize("given", smallest(), ids=lambda given: given.op)
 def test_every_operation_and_its_plain_form_agree(given: Case) -> None:
     result = measure(given, FakeMachine(), {})
-    assert (result.problem, dict(result.absent)) == ("", {})
+    assert not result.problem
+    # cuDNN's attention takes no heads as wide as those of the deepest level
+    assert {name for name in result.absent if name != "sdpa cudnn"} == set()
 
 
 def test_every_kernel_module_is_measured() -> None:

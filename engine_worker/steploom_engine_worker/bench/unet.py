@@ -76,10 +76,11 @@ def all_forms(unet: Any, rank: int) -> list[Form]:
 
 
 def with_backend(backend: SDPBackend) -> Attend:
-    """Torch's attention by one of its implementations."""
+    """Torch's attention by one of its implementations, and by flash attention where heads are too wide for it."""
+    backends = [backend, SDPBackend.FLASH_ATTENTION]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(backend):
+        with sdpa_kernel(backends, set_priority=True):
             return sdpa(q, k, v)
 
     return attend
