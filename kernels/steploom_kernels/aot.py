@@ -51,7 +51,7 @@ def export(
     """Compiles each variant for each architecture into the folder; the manifest comes last.
 
     Args:
-        variants: what to compile; their names are unique.
+        variants: what to compile; their names are unique. One that an architecture cannot run is left out there.
         architectures: of `ARCHITECTURES`, 90 for sm_90.
         folder: made if need be; files of the same names are replaced.
         say: progress, a line a kernel.
@@ -66,7 +66,7 @@ def export(
     kernels = []
     for variant in variants:
         check(variant)
-        for architecture in architectures:
+        for architecture in fitting(variant, architectures):
             kernel = _export_one(variant, architecture, folder)
             say(_line(kernel))
             kernels.append(kernel)
@@ -75,6 +75,11 @@ def export(
     part.write_text(manifest.to_json())
     part.replace(folder / MANIFEST)  # whoever reads sees the old manifest or the new one whole
     return manifest
+
+
+def fitting(variant: Variant, architectures: Iterable[int]) -> list[int]:
+    """Those of the architectures that have what a variant uses."""
+    return [architecture for architecture in architectures if architecture >= variant.lowest]
 
 
 def check(variant: Variant) -> None:
@@ -235,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns 0, or 2 where nothing or not all could be exported."""
     given = _parser().parse_args(arguments)
     try:
-        variants = _chosen(given.only)
+        variants = _chosen(given.only, given.arch)
         manifest = export(variants, given.arch, given.out, say=print)
     except ExportError as error:
         print(f"aot: {error}", file=sys.stderr)
@@ -265,7 +270,7 @@ def _architectures(text: str) -> tuple[int, ...]:
     return given
 
 
-def _chosen(only: str | None) -> list[Variant]:
+def _chosen(only: str | None, architectures: Sequence[int]) -> list[Variant]:
     if not HAS_TRITON:
         raise ExportError("Triton is not installed")
     variants = list(all_variants())
@@ -275,7 +280,10 @@ def _chosen(only: str | None) -> list[Variant]:
         return variants
     if only not in known:
         raise ExportError(f"no kernel {only}; there are {', '.join(known)}")
-    return [variant for variant in variants if variant.name == only]
+    (chosen,) = (variant for variant in variants if variant.name == only)
+    if not fitting(chosen, architectures):
+        raise ExportError(f"{only} is for sm_{chosen.lowest} and later")
+    return [chosen]
 
 
 def _refuse_interpreted(variants: Iterable[Variant]) -> None:

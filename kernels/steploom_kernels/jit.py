@@ -45,3 +45,4 @@ class Variant:
     aligned: tuple[str, ...] = ()  # pointers and integers that are multiples of 16
     num_warps: int = 4
     num_stages: int = 3
+    lowest: int = 0  # architecture that has what it uses: 89 for floats of 8 bits; it is compiled for no lower one

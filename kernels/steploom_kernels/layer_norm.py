@@ -16,6 +16,7 @@ from torch import Tensor
 
 from steploom_kernels.checks import NETWORK_TYPES, require_array, require_contiguous, require_dtype
 from steploom_kernels.elementwise import output_like
+from steploom_kernels.fp8 import as_bytes, codes_like, e4m3_codes, has_unit, quantise_reference
 from steploom_kernels.jit import Variant, cdiv, jit, runs_on_triton, tl
 
 MAX_WIDTH = 8192  # more would not be held in registers
@@ -28,6 +29,7 @@ def layer_norm(
     *,
     eps: float = 1e-5,
     shift: Tensor | None = None,
+    scale: float | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (arXiv 1607.06450, equation 4).
@@ -38,14 +40,15 @@ def layer_norm(
         bias: [width], contiguous.
         eps: added to the variance.
         shift: [width], contiguous, added to every row of x before anything else, and not rounded; None for nothing.
-        out: like x; may be x itself. None for a new tensor.
+        scale: above 0: the result is quantised by it in the same pass, see `fp8.quantise`; None for the type of x.
+        out: like x; may be x itself. With a scale e4m3, of the shape of x. None for a new tensor.
 
     Raises:
         ValueError: on a GPU, an argument is of another shape, type or layout.
     """
     if runs_on_triton(x):
-        return layer_norm_triton(x, weight, bias, eps=eps, shift=shift, out=out)
-    values = layer_norm_reference(x, weight, bias, eps=eps, shift=shift)
+        return layer_norm_triton(x, weight, bias, eps=eps, shift=shift, scale=scale, out=out)
+    values = layer_norm_reference(x, weight, bias, eps=eps, shift=shift, scale=scale)
     return values if out is None else out.copy_(values)
 
 
@@ -82,7 +85,13 @@ def add_layer_norm(
 
 
 def layer_norm_reference(
-    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, shift: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    shift: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """`layer_norm` in plain torch; float64 is computed in float64."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -90,7 +99,8 @@ def layer_norm_reference(
         wide = wide + shift.to(wide.dtype)
     centred = wide - wide.mean(dim=-1, keepdim=True)
     variance = centred.square().mean(dim=-1, keepdim=True)
-    return (centred * torch.rsqrt(variance + eps) * weight.to(wide.dtype) + bias.to(wide.dtype)).to(x.dtype)
+    result = (centred * torch.rsqrt(variance + eps) * weight.to(wide.dtype) + bias.to(wide.dtype)).to(x.dtype)
+    return result if scale is None else quantise_reference(result, scale)
 
 
 def add_layer_norm_reference(
@@ -108,14 +118,15 @@ def layer_norm_triton(
     *,
     eps: float = 1e-5,
     shift: Tensor | None = None,
+    scale: float | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """`layer_norm` as one launch."""
     _check(x, weight, bias)
     if shift is not None:
         require_array("shift", shift, NETWORK_TYPES, x.shape[-1])
-    out = output_like(x, out)
-    _launch(x, None, shift, weight, bias, eps, None, out)
+    out = output_like(x, out) if scale is None else codes_like(x, out)
+    _launch(x, None, shift, weight, bias, eps, None, out, scale)
     return out
 
 
@@ -155,14 +166,17 @@ def _launch(
     eps: float,
     total: Tensor | None,
     out: Tensor,
+    scale: float | None = None,
 ) -> None:
     width = x.shape[-1]
     rows = x.numel() // width
     plan = _plan(width)
     if rows:
         _layer_norm_kernel[(cdiv(rows, plan.rows),)](
-            out, total, x, residual, shift, weight, bias, rows, width, eps, block_rows=plan.rows, columns=plan.columns,
-            parts=plan.parts, is_sum=residual is not None, shifted=shift is not None, num_warps=_NUM_WARPS,
+            out if scale is None else as_bytes(out), total, x, residual, shift, weight, bias, rows, width, eps,
+            1.0 / (scale or 1.0), block_rows=plan.rows, columns=plan.columns, parts=plan.parts,
+            is_sum=residual is not None, shifted=shift is not None, quantised=scale is not None, has_unit=has_unit(x),
+            num_warps=_NUM_WARPS,
         )  # fmt: skip
 
 
@@ -200,11 +214,14 @@ def _layer_norm_kernel(
     rows: tl.tensor,
     width: tl.tensor,
     eps: tl.tensor,
+    inverse: tl.tensor,
     block_rows: tl.constexpr,
     columns: tl.constexpr,
     parts: tl.constexpr,
     is_sum: tl.constexpr,
     shifted: tl.constexpr,
+    quantised: tl.constexpr,
+    has_unit: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64) * block_rows + tl.arange(0, block_rows)
     is_row = (row < rows)[:, None]
@@ -241,7 +258,12 @@ def _layer_norm_kernel(
         inside = is_row & (column < width - start)[None, :]
         scale = tl.load(weight + every_row + start, mask=inside, other=0.0).to(tl.float32)
         offset = tl.load(bias + every_row + start, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + place + start, (kept[part] - mean) * factor * scale + offset, mask=inside)
+        normed = (kept[part] - mean) * factor * scale + offset
+        if quantised:  # of what would be stored: rounded, so that fused and apart agree
+            rounded = normed.to(x.dtype.element_ty).to(tl.float32)
+            tl.store(out + place + start, e4m3_codes(rounded * inverse, has_unit), mask=inside)
+        else:
+            tl.store(out + place + start, normed, mask=inside)
 
 
 # Transformers of Stable Diffusion and of the embedded model.
@@ -249,25 +271,38 @@ _WIDTHS = (320, 640, 1280, 96, 160)
 
 
 def variants() -> list[Variant]:
-    """The compiled forms, one for each tile that the models' widths take: with a residual, with a shift, with neither.
+    """The compiled forms, one for each tile that the models' widths take: with a residual, with a shift, with neither;
+    and the two without a residual in e4m3.
 
-    Without a residual `total` and `residual` are not touched and may be null; without a shift `shift` may.
+    Without a residual `total` and `residual` are not touched and may be null; without a shift `shift` may; `inverse` is
+    read in e4m3 alone.
     """
     plans = dict.fromkeys(_plan(width) for width in _WIDTHS)
     forms = ((False, False), (True, False), (False, True))
-    return [_variant(dtype, plan, *form) for dtype in ("fp16", "bf16", "fp32") for plan in plans for form in forms]
+    plain = [_variant(dtype, plan, *form) for dtype in ("fp16", "bf16", "fp32") for plan in plans for form in forms]
+    eight = [
+        _variant(dtype, plan, False, shifted, True)
+        for dtype in ("fp16", "bf16")
+        for plan in plans
+        for shifted in (False, True)
+    ]
+    return [*plain, *eight]
 
 
-def _variant(dtype: str, plan: _Plan, add: bool, shifted: bool) -> Variant:
+def _variant(dtype: str, plan: _Plan, add: bool, shifted: bool, quantised: bool = False) -> Variant:
     pointers = dict.fromkeys(("out", "total", "x", "residual", "shift", "weight", "bias"), f"*{dtype}")
+    if quantised:
+        pointers["out"] = "*u8"
     constants = {
         "block_rows": plan.rows,
         "columns": plan.columns,
         "parts": plan.parts,
         "is_sum": add,
         "shifted": shifted,
+        "quantised": quantised,
+        "has_unit": quantised,
     }
-    steps = f"{'add_' if add else ''}layer_norm{'_shift' if shifted else ''}"
+    steps = f"{'add_' if add else ''}layer_norm{'_shift' if shifted else ''}{'_e4m3' if quantised else ''}"
     return Variant(
         name=f"{steps}_{dtype}_{plan.rows}x{plan.columns}x{plan.parts}",
         kernel=_layer_norm_kernel,
@@ -276,10 +311,12 @@ def _variant(dtype: str, plan: _Plan, add: bool, shifted: bool) -> Variant:
             "rows": "i32",
             "width": "i32",
             "eps": "fp32",
+            "inverse": "fp32",
             **dict.fromkeys(constants, "constexpr"),
         },
         constants=constants,
         grid=("cdiv(rows, block_rows)", "1", "1"),
         aligned=(*pointers, "width"),
         num_warps=_NUM_WARPS,
+        lowest=89 if quantised else 0,
     )

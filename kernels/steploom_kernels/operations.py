@@ -16,6 +16,7 @@ MODULES = (
     "gelu",
     "silu",
     "cast",
+    "fp8",
     "gated_lora",
     "gather_rows",
     "guidance_step",

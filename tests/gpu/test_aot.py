@@ -131,6 +131,7 @@ def test_the_sources_in_the_manifest_are_those_of_the_kernels(exported: Path) ->
         (["--arch", "90,gfx942"], "unknown target"),
         (["--arch", ""], "unknown target"),
         (["--only", "nothing"], "no kernel nothing; there are"),
+        (["--only", "quantise_fp16_1024", "--arch", "80,86"], "quantise_fp16_1024 is for sm_89 and later"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(arguments: Sequence[str], cause: str, tmp_path: Path) -> None:

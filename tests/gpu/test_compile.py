@@ -15,18 +15,21 @@ from steploom_kernels.launch_recipe import Kernel, read_manifest
 
 pytest.importorskip("triton")
 
-# One compiled form of each kernel, and the last that reads from two tensors, without the interpreter, for an H100.
+# One compiled form of each kernel, the last that reads from two tensors, and one that writes e4m3, without the
+# interpreter, for an H100.
 EXPORT = """
 import sys
 from pathlib import Path
 from steploom_kernels.aot import export
 from steploom_kernels.operations import all_variants
-one, two = {}, {}
+one, two, eight = {}, {}, {}
 for variant in all_variants():
     one.setdefault(variant.kernel, variant)
     if variant.constants.get("border"):
         two[variant.kernel] = variant
-export([*one.values(), *two.values()], [90], Path(sys.argv[1]), print)
+    if variant.constants.get("quantised"):
+        eight.setdefault(variant.kernel, variant)
+export([*one.values(), *two.values(), *eight.values()], [90], Path(sys.argv[1]), print)
 """
 # Attention with all powers by the unit that has them built in; with two eighths by multiplications; with scores ahead.
 ATTENTION = """
@@ -53,8 +56,9 @@ READ_WIDE = {
     "silu",
     "cast",
     "transpose",
+    "quantise",
 }
-WRITE_WIDE = READ_WIDE - {"group_moments", "transpose"}  # a few numbers, and four channels
+WRITE_WIDE = READ_WIDE - {"group_moments", "transpose", "quantise"}  # a few numbers, four channels, eight bytes
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +92,12 @@ def test_memory_is_read_and_written_in_pieces_of_16_bytes(folder: Path) -> None:
     narrow = {kernel.name for kernel in named(kernels, READ_WIDE) if not WIDE_READ.search(text(folder, kernel))}
     assert narrow == set()
     narrow = {kernel.name for kernel in named(kernels, WRITE_WIDE) if not WIDE_WRITE.search(text(folder, kernel))}
-    assert narrow == set()
+    assert {name for name in narrow if "e4m3" not in name} == set()
+
+
+def test_e4m3_is_converted_to_by_the_unit_for_it(folder: Path) -> None:
+    kernels = named(read_manifest(folder).kernels, {"quantise", "layer_norm_e4m3", "geglu_e4m3"})
+    assert [kernel.name for kernel in kernels if "cvt.rn.satfinite.e4m3x2.f32" not in text(folder, kernel)] == []
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from steploom_kernels.bench.case import Case
-from steploom_kernels.bench.cases import activations, adapters, attention, engine, norms
+from steploom_kernels.bench.cases import activations, adapters, attention, engine, fp8, norms
 
 
 def all_cases() -> list[Case]:
     """Every case of every family."""
-    return [case for family in (norms, attention, activations, adapters, engine) for case in family.cases()]
+    return [case for family in (norms, attention, activations, fp8, adapters, engine) for case in family.cases()]
 
 
 def all_plans() -> list[Case]:
