@@ -83,6 +83,21 @@ class CostModel:
         """
         table = self._seconds[stage]
         counted_s = min(max(_FLOOR_S, seconds), _MOST_TIMES * table[bucket])
-        table[bucket] += _SMOOTHING * (counted_s - table[bucket])
+        self._set(stage, bucket, table[bucket] + _SMOOTHING * (counted_s - table[bucket]))
+
+    def replace(self, costs: StageCosts) -> None:
+        """Takes over what the worker has measured anew; buckets that are not used are left out.
+
+        A bucket that has become much faster at once would be followed too slowly by its ticks, and by none where its
+        old estimate keeps the requests out that it is for.
+        """
+        for stage, table in costs.items():
+            for bucket, seconds in table.items():
+                if bucket in self._seconds[stage]:
+                    self._set(stage, bucket, max(_FLOOR_S, seconds))
+
+    def _set(self, stage: Stage, bucket: int, seconds: float) -> None:
+        table = self._seconds[stage]
+        table[bucket] = seconds
         for other, estimate in table.items():
             table[other] = min(estimate, table[bucket]) if other < bucket else max(estimate, table[bucket])

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 
 from steploom_batcher.feed import JobFeed
-from steploom_batcher.messages import Model, Payload, Ready, TickReport
+from steploom_batcher.messages import Model, Payload, Prepared, Ready, TickReport
 from steploom_batcher.roster import Link, LiveWorker, Roster
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.types import Admitted, JobSpec, Key, Refused, SchedulerStats, Stage, Status, Tick, WorkerProfile
@@ -175,6 +175,12 @@ class Driver:
             self._roster.take_pictures(worker, report.pictures)
         self._roster.apply(self._scheduler.finish(report.tick_id, report.outcome, self._loop.time()))
         self._changed()
+
+    def prepared(self, name: str, prepared: Prepared) -> None:
+        """Ticks of a worker cost less from now on."""
+        if name in self._roster.workers:
+            self._scheduler.reprice(name, prepared.costs)
+            self._changed()
 
     def _log_failures(self, worker: LiveWorker, report: TickReport) -> None:
         """Once a job: ticks that were in flight behind say it again."""

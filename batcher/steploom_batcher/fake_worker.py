@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from steploom_batcher.messages import Admit, Command, Free, Model, Payload, Picture, Ready, TickReport
+from steploom_batcher.messages import Admit, Command, Free, Model, Payload, Picture, Prepared, Ready, TickReport
 from steploom_batcher.types import Entry, Outcome, Stage, StageCosts, Status, Tick
 from steploom_common.adapter import AdapterTraits
 
@@ -175,7 +175,7 @@ class FakeHost:
 
     def __init__(self, ready: Ready) -> None:
         self.ready = ready
-        self._reports: asyncio.Queue[TickReport | None] = asyncio.Queue()
+        self._reports: asyncio.Queue[TickReport | Prepared | None] = asyncio.Queue()
         self.worker: FakeWorker | None = None  # of the session that is open
         self.is_listening = True
         self.dialled_at: list[float] = []  # on the loop's clock
@@ -199,6 +199,10 @@ class FakeHost:
             self.worker.crash()
             self.worker = None
 
+    def announce(self, prepared: Prepared) -> None:
+        """Ticks cost less from now on."""
+        self._reports.put_nowait(prepared)
+
     def kill(self) -> None:
         """The process dies."""
         if self.worker is not None:
@@ -209,7 +213,7 @@ class FakeHost:
 class FakeSession:
     """See `worker_link.Session`."""
 
-    def __init__(self, ready: Ready, worker: FakeWorker, reports: asyncio.Queue[TickReport | None]) -> None:
+    def __init__(self, ready: Ready, worker: FakeWorker, reports: asyncio.Queue[TickReport | Prepared | None]) -> None:
         self.ready = ready
         self._worker = worker
         self._reports = reports
@@ -218,7 +222,7 @@ class FakeSession:
         """Hands the commands over at once."""
         self._worker.send([*commands])
 
-    async def read(self) -> TickReport:
+    async def read(self) -> TickReport | Prepared:
         """Waits for a report; None in line stands for a broken stream."""
         report = await self._reports.get()
         if report is None:

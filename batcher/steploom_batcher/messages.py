@@ -81,6 +81,22 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """How far a worker is with what makes its ticks fastest."""
+
+    done: int = 0  # parts
+    total: int = 0  # 0: it prepares nothing while it serves
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A worker's ticks cost less from now on."""
+
+    costs: StageCosts  # of the buckets that do
+    progress: Preparation
+
+
+@dataclass(frozen=True)
 class Ready:
     """What a worker says first."""
 
@@ -90,6 +106,7 @@ class Ready:
     num_slots: int
     model: Model
     costs: StageCosts
+    progress: Preparation = Preparation()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 from steploom_batcher.admission import Admission
 from steploom_batcher.config import SchedulerConfig
@@ -35,6 +36,7 @@ from steploom_batcher.types import (
     Requeued,
     SchedulerStats,
     Stage,
+    StageCosts,
     Started,
     Status,
     Stepped,
@@ -146,6 +148,14 @@ class Scheduler:
         effects = [effect for job in list(worker.jobs.values()) for effect in self._orphan(job)]
         self._assign_slots()
         return effects
+
+    def reprice(self, worker_id: str, costs: StageCosts) -> None:
+        """Buckets of a worker that is up cost something else from now on: seconds, as it has measured them."""
+        worker = self._workers[worker_id]
+        worker.costs.replace(costs)
+        announced = worker.profile.costs
+        merged = {stage: {**table, **costs.get(stage, {})} for stage, table in announced.items()}
+        worker.profile = replace(worker.profile, costs=merged)
 
     # Ticks: plan, execute, commit
 

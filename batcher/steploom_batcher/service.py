@@ -14,7 +14,7 @@ from steploom_batcher.adapters import choose_adapter
 from steploom_batcher.causes import refusal_error
 from steploom_batcher.config import BatcherConfig
 from steploom_batcher.driver import Driver, key_of
-from steploom_batcher.messages import Begun, Done, Event, Model, Payload, Picture, Progress
+from steploom_batcher.messages import Begun, Done, Event, Model, Payload, Picture, Progress, Ready
 from steploom_batcher.types import JobSpec, Refused, WorkerStats
 from steploom_batcher.worker_link import WorkerLink
 from steploom_batcher.worker_wire import model_to_wire, picture_from_wire, picture_to_wire, region_from_wire
@@ -24,6 +24,7 @@ from steploom_common.errors import InvalidRequest, NotFound, Unavailable, Violat
 from steploom_protos.batcher.v1 import batcher_pb2 as pb
 from steploom_protos.batcher.v1 import batcher_pb2_grpc
 from steploom_protos.v1 import image_pb2
+from steploom_protos.worker.v1 import worker_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -220,7 +221,12 @@ def _worker_status(link: WorkerLink, worker: WorkerStats | None) -> pb.StatusRes
         denoise_gaps=[
             pb.StatusResponse.GapBucket(at_most_s=bound, count=count) for bound, count in link.use.gaps.items()
         ],
+        progress=_progress(link.ready) if link.ready else None,
     )
+
+
+def _progress(ready: Ready) -> worker_pb2.Progress:
+    return worker_pb2.Progress(done=ready.progress.done, total=ready.progress.total)
 
 
 def _picture_problem(picture: Picture) -> str | None:

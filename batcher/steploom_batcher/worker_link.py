@@ -8,16 +8,23 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import grpc
 import grpc.aio
 
 from steploom_batcher.device_use import DeviceUse
-from steploom_batcher.messages import Command, Ready, TickReport
+from steploom_batcher.messages import Command, Prepared, Ready, TickReport
 from steploom_batcher.roster import Link
 from steploom_batcher.types import Tick
-from steploom_batcher.worker_wire import ProtocolError, commands_to_wire, ready_from_wire, report_from_wire
+from steploom_batcher.worker_wire import (
+    ProtocolError,
+    commands_to_wire,
+    prepared_from_wire,
+    ready_from_wire,
+    report_from_wire,
+)
 from steploom_common.rpc import INTERNAL_OPTIONS
 from steploom_protos.worker.v1 import worker_pb2 as pb
 from steploom_protos.worker.v1 import worker_pb2_grpc
@@ -40,6 +47,9 @@ class Listener(Protocol):
     def report(self, name: str, report: TickReport) -> None:
         """A tick is done."""
 
+    def prepared(self, name: str, prepared: Prepared) -> None:
+        """Ticks of the worker cost less from now on."""
+
 
 class Session(Protocol):
     """One stream to a worker, from its first answer to its loss; both verbs then raise ConnectionError."""
@@ -49,7 +59,7 @@ class Session(Protocol):
     async def write(self, commands: Sequence[Command]) -> None:
         """Sends one message; returns when the transport takes more."""
 
-    async def read(self) -> TickReport:
+    async def read(self) -> TickReport | Prepared:
         """The next report."""
 
 
@@ -181,6 +191,11 @@ class WorkerLink:
         while True:
             report = await session.read()
             self._owed_since = clock()
+            if isinstance(report, Prepared):
+                if self.ready is not None:
+                    self.ready = replace(self.ready, progress=report.progress)
+                self._listener.prepared(self.address, report)
+                continue
             tick = self._owed.pop(report.tick_id, None)
             if tick is not None:
                 self.use.add(tick, report)
@@ -218,7 +233,7 @@ class GrpcSession:
         except asyncio.InvalidStateError:
             raise ConnectionError("the stream has ended") from None
 
-    async def read(self) -> TickReport:
+    async def read(self) -> TickReport | Prepared:
         """See `Session`."""
         try:
             report = await self._call.read()
@@ -226,7 +241,8 @@ class GrpcSession:
             raise ConnectionError(_words(error)) from error
         if report is grpc.aio.EOF:
             raise ConnectionError("the worker closed the stream")
-        return report_from_wire(report)  # type: ignore[arg-type]
+        assert isinstance(report, pb.Report)
+        return prepared_from_wire(report) if report.HasField("prepared") else report_from_wire(report)
 
 
 @asynccontextmanager

@@ -6,8 +6,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 
-from steploom_batcher.messages import Command, Free, Model, Payload, Picture, Ready, TickReport
-from steploom_batcher.types import Outcome, Stage, Status, Tick
+from steploom_batcher.messages import (
+    Command,
+    Free,
+    Model,
+    Payload,
+    Picture,
+    Preparation,
+    Prepared,
+    Ready,
+    TickReport,
+)
+from steploom_batcher.types import Outcome, Stage, StageCosts, Status, Tick
 from steploom_common.adapter import RESERVED_NAMES, AdapterTraits
 from steploom_common.arena import RegionRef
 from steploom_common.settings import ConfigError
@@ -91,15 +101,30 @@ def ready_from_wire(report: pb.Report) -> Ready:
     if report.WhichOneof("report") != "ready":
         raise ProtocolError(f"expected ready, got {report.WhichOneof('report') or 'an empty report'}")
     ready = report.ready
-    costs: dict[Stage, dict[int, float]] = defaultdict(dict)
-    for cost in ready.costs:
-        costs[Stage(cost.stage)][cost.bucket] = cost.seconds
+    costs = _costs(ready.costs)
     missing = [stage.name.lower() for stage in Stage if not costs.get(stage)]
     if missing:
         raise ProtocolError(f"the worker announces no bucket for {', '.join(missing)}")
     if ready.slots == 0:
         raise ProtocolError("the worker announces no slots")
-    return Ready(ready.worker_id, ready.engine, ready.device, ready.slots, model_from_wire(ready.model), dict(costs))
+    model, progress = model_from_wire(ready.model), _progress(ready.progress)
+    return Ready(ready.worker_id, ready.engine, ready.device, ready.slots, model, costs, progress)
+
+
+def prepared_from_wire(report: pb.Report) -> Prepared:
+    """What costs less from now on."""
+    return Prepared(_costs(report.prepared.costs), _progress(report.prepared.progress))
+
+
+def _costs(costs: Iterable[pb.BucketCost]) -> StageCosts:
+    found: dict[Stage, dict[int, float]] = defaultdict(dict)
+    for cost in costs:
+        found[Stage(cost.stage)][cost.bucket] = cost.seconds
+    return dict(found)
+
+
+def _progress(progress: pb.Progress) -> Preparation:
+    return Preparation(progress.done, progress.total)
 
 
 def model_from_wire(model: pb.ModelInfo) -> Model:

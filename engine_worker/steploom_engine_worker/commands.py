@@ -98,3 +98,12 @@ class Ready:
     slots: int
     model: ModelInfo
     costs: Costs
+    progress: tuple[int, int] = (0, 0)  # parts that are prepared, and that there are; see `engine.Engine.progress`
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The engine has become faster, between ticks."""
+
+    costs: Costs  # seconds of the buckets that cost less from now on
+    progress: tuple[int, int]

@@ -50,6 +50,10 @@ class WorkerConfig:
         True,
         "ticks of one adapter alone cost about as much as without it; each takes the adapted weights' memory again",
     )
+    record_all: bool = setting(
+        False,
+        "a GPU's worker is ready only when every bucket is recorded, not with the largest of each stage already",
+    )
     denoise_buckets: tuple[int, ...] = setting(
         (1, 2, 3, 4, 6, 9, 12, 18, 24), "rows of a denoise tick that are measured", at_least=1, at_most=4096
     )

@@ -118,6 +118,20 @@ class Engine(Protocol):
     def known_costs(self) -> Costs | None:
         """Seconds of each bucket where they are given; None: they must be measured."""
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many of the parts that make its ticks fastest are prepared, and how many there are."""
+
+    def prepare(self) -> Costs | None:
+        """Prepares one of those parts, between stages. Jobs in slots do not notice, but for the time.
+
+        Returns:
+            Seconds of the buckets that cost less from now on; None: nothing was left to prepare.
+
+        Raises:
+            Exception: the device cannot go on.
+        """
+
     def admit(self, slot: int, job: Job) -> None:
         """Puts a job into a slot. Cheap: the work is in `encode`.
 

@@ -64,6 +64,13 @@ class FakeEngine:
     def known_costs(self) -> Costs | None:
         return self._costs
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        return 0, 0
+
+    def prepare(self) -> Costs | None:
+        return None
+
     def admit(self, slot: int, job: Job) -> None:
         if not 1 <= job.steps <= self._model.max_steps:
             raise ValueError(f"steps is {job.steps}, must be 1 to {self._model.max_steps}")

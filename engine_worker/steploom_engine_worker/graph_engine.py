@@ -1,5 +1,10 @@
 """The engine on a GPU: each bucket's tick is one recorded graph, and the host never waits for the device within it.
 
+It serves as soon as the largest graph of each stage is recorded: whatever is smaller is padded to it. The others are
+recorded while it serves, one by one, on the thread that starts the ticks and so between two of them: nothing else is at
+the memory that graphs of a lane share while one of them is made. The longest that a tick waits for it is one recording:
+five times its network, the first of them with the compilation of kernels and the trying out of libraries'.
+
 Three lanes. Admissions copy pictures and tables to the device; encode and decode run in one lane, beside the denoise
 ticks in another, and marks keep the order that a job's own stages need. What a tick found out (values that are not
 finite, pictures) is copied back behind it, and read by whoever waits for it.
@@ -10,23 +15,24 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from steploom_common.adapter import rows_with
 from steploom_engine_worker.adapter import merged_unet
 from steploom_engine_worker.config import WorkerConfig
-from steploom_engine_worker.engine import Done, Job, Pending, Pixels
-from steploom_engine_worker.errors import ModelError
+from steploom_engine_worker.engine import Costs, Done, Job, Pending, Pixels, Stage
+from steploom_engine_worker.errors import ModelError, is_fatal
 from steploom_engine_worker.fused.unet import FusedUNet, cannot_fuse
 from steploom_engine_worker.fused.vae import FusedDecoder, FusedEncoder, cannot_fuse_vae
 from steploom_engine_worker.graphs import DecodeWork, EncodeWork, HostRing, JobGraph, StepGraph, pack_rows, pad_jobs
 from steploom_engine_worker.lane import Lane, Mark, open_lane
 from steploom_engine_worker.model import Model, load_model
+from steploom_engine_worker.readiness import GATED, PLAIN, Kind, Readiness, Recording
 from steploom_engine_worker.slots import NO_ADAPTER, Slots
 from steploom_engine_worker.torch_engine import TorchEngine, device_of, model_root
 
@@ -35,8 +41,6 @@ SLOTS_SHARE = 0.1  # of the device's free memory: a job's state is small, a tick
 MAX_SLOTS = 256  # more jobs at once only wait for each other
 
 log = logging.getLogger(__name__)
-
-PLAIN, GATED = -1, -2  # forms of the UNet beside those of single adapters, which have their numbers
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,17 @@ class Buckets:
     denoise: Sequence[int]
     decode: Sequence[int]
 
+    def of(self, stage: Stage) -> Sequence[int]:
+        """Those of a stage."""
+        return {Stage.ENCODE: self.encode, Stage.DENOISE: self.denoise, Stage.DECODE: self.decode}[stage]
+
 
 def load_graph_engine(config: WorkerConfig) -> GraphEngine:
-    """The engine that the settings describe, on their CUDA device, with all its graphs recorded.
+    """The engine that the settings describe, on their CUDA device, with as many graphs as it needs to serve.
 
     Raises:
         ModelError: the model directory is wrong, or its UNet is none that can be fused.
-        ConfigError: torch cannot use the device.
+        ConfigError: torch cannot use the device, or not for what is asked.
     """
     device, dtype = device_of(config), getattr(torch, config.dtype)
     if device.type == "cuda":
@@ -70,9 +78,11 @@ def load_graph_engine(config: WorkerConfig) -> GraphEngine:
         num_slots = slots_that_fit(torch.cuda.mem_get_info(device)[0], slot_bytes(model, config.max_steps, dtype))
     begin = time.perf_counter()
     engine = GraphEngine(model, num_slots, config.max_steps, device, dtype, buckets, config.merge_adapters)
+    while config.record_all and engine.prepare() is not None:
+        pass
     megabytes = engine.slots.num_bytes / 1e6
     seconds = time.perf_counter() - begin
-    log.info("%d slots, %.0f MB; buckets of every stage recorded in %.1f s", num_slots, megabytes, seconds)
+    log.info("%d slots, %.0f MB; %d of %d buckets recorded in %.1f s", num_slots, megabytes, *engine.progress, seconds)
     return engine
 
 
@@ -85,7 +95,11 @@ def slot_bytes(model: Model, max_steps: int, dtype: torch.dtype) -> int:
 
 
 def slots_that_fit(free_bytes: int, each: int) -> int:
-    """Jobs whose slots take no more than a part of what is free before weights and graphs: at least one."""
+    """Jobs whose slots take no more than a part of what is free before weights and graphs: at least one.
+
+    The graphs of a lane share memory, of which the first, the largest, takes nearly all. One that is recorded later
+    needs the memory of its own activations beside that for a moment; where that is not to be had, it is given up.
+    """
     return max(1, min(MAX_SLOTS, int(free_bytes * SLOTS_SHARE) // each))
 
 
@@ -112,9 +126,11 @@ class GraphEngine(TorchEngine):
         max_steps: of a job.
         device: where.
         dtype: of the networks.
-        buckets: what is recorded.
+        buckets: what is recorded: the largest at once, the others by `prepare`.
         merge_adapters: whether ticks of one adapter alone run on weights with its changes in them.
     """
+
+    _num_spare = 1  # what is recorded works on it: the last slot but those of the empty conditions
 
     def __init__(
         self,
@@ -140,9 +156,12 @@ class GraphEngine(TorchEngine):
         self._staged = HostRing(num_slots - 1, (model.side, model.side, 3), torch.uint8, device)
         # an encode tick has tokens, and perhaps a mask
         self._tokens = HostRing(2 * MAX_PENDING + 1, (most_jobs, model.num_tokens), torch.int64, device)
-        self._steps: dict[tuple[int, int], StepGraph] = {}
-        self._encodes: dict[int, tuple[JobGraph, EncodeWork]] = {}
-        self._decodes: dict[int, tuple[JobGraph, DecodeWork]] = {}
+        self._steps: dict[Recording, StepGraph] = {}
+        self._encodes: dict[Recording, tuple[JobGraph, EncodeWork]] = {}
+        self._decodes: dict[Recording, tuple[JobGraph, DecodeWork]] = {}
+        self._seconds: dict[Recording, float] = {}  # of one tick
+        self._readiness = Readiness(self._kinds(model), self._alone(model))
+        self._is_prepared_for = False  # what ticks want is counted
         self._record()
 
     def _build_networks(self, model: Model, merge_adapters: bool) -> None:
@@ -168,17 +187,88 @@ class GraphEngine(TorchEngine):
         image: Tensor = (self._decoder or super()._decode_latents)(latents)
         return image
 
-    @torch.inference_mode()
+    def _kinds(self, model: Model) -> Mapping[Kind, Sequence[int]]:
+        """All buckets of every stage and form; of equal ones the earlier is the more urgent."""
+        buckets = self._buckets
+        merged = [form for form in self._forms if form not in (PLAIN, GATED)]
+        kinds: dict[Kind, Sequence[int]] = {(Stage.DENOISE, form): buckets.denoise for form in (PLAIN, *merged)}
+        kinds[Stage.ENCODE, PLAIN], kinds[Stage.DECODE, PLAIN] = buckets.encode, buckets.decode
+        if GATED in self._forms:
+            # rows of several adapters are at least two, and those of one have their merged form
+            least = 2 if len(merged) == len(model.adapters) else 1
+            kinds[Stage.DENOISE, GATED] = [size for size in buckets.denoise if size >= least] or buckets.denoise
+        return kinds
+
+    def _alone(self, model: Model) -> Mapping[Kind, int]:
+        """Jobs and rows of a request alone, with the model's default scales."""
+        scales = model.defaults.guidance_scale, model.defaults.image_guidance_scale
+        traits = {number: item.manifest.traits for number, item in enumerate(model.adapters)}
+        forms = [form for form in self._forms if form != GATED]
+        rows = {(Stage.DENOISE, form): rows_with(traits.get(form), *scales) for form in forms}
+        most = self._buckets.denoise[-1]
+        return {
+            **{kind: min(count, most) for kind, count in rows.items()},
+            (Stage.ENCODE, PLAIN): 1,
+            (Stage.DECODE, PLAIN): 1,
+        }
+
     def _record(self) -> None:
-        for bucket in self._buckets.denoise:
-            for form, unet in self._forms.items():
-                self._steps[form, bucket] = StepGraph(bucket, self.slots, unet, form != PLAIN, self._main)
-        for bucket in self._buckets.encode:
+        """What is needed to serve."""
+        for recording in self._readiness.needed:
+            self._make(recording)
+
+    @torch.inference_mode()
+    def _make(self, recording: Recording) -> None:
+        """A recording, and its cost; on a slot that is no job's."""
+        stage, form, bucket = recording
+        spare = self.num_slots
+        graph: StepGraph | JobGraph
+        if stage is Stage.DENOISE:
+            graph = StepGraph(bucket, self.slots, self._forms[form], form != PLAIN, self._main)
+            self._steps[recording] = graph
+        elif stage is Stage.ENCODE:
             encode = EncodeWork(bucket, self.slots, self._encode_pictures)
-            self._encodes[bucket] = JobGraph(bucket, encode, self._device, self._side), encode
-        for bucket in self._buckets.decode:
+            graph = JobGraph(bucket, encode, spare, self._device, self._side)
+            self._encodes[recording] = graph, encode
+        else:
             decode = DecodeWork(bucket, self.slots, self._decode_latents)
-            self._decodes[bucket] = JobGraph(bucket, decode, self._device, self._side), decode
+            graph = JobGraph(bucket, decode, spare, self._device, self._side)
+            self._decodes[recording] = graph, decode
+        self._seconds[recording] = _seconds_of(graph.replay, self._lane(stage))
+        self._readiness.add(recording)
+
+    def _lane(self, stage: Stage) -> Lane:
+        return self._main if stage is Stage.DENOISE else self._side
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        return self._readiness.progress
+
+    def prepare(self) -> Costs | None:
+        if not self._is_prepared_for:  # until now there was the warm-up alone
+            self._is_prepared_for = True
+            self._readiness.forget_wanted()
+        recording = self._readiness.next()
+        if recording is None:
+            return None
+        try:
+            self._make(recording)
+        except Exception as error:
+            if is_fatal(error) and not isinstance(error, torch.OutOfMemoryError):  # torch's own is not the device's
+                raise
+            log.warning("%s is not recorded, larger ones serve in its place: %s", recording, error)
+            self._lane(recording.stage).mark().wait()  # its memory is free only now
+            self._readiness.drop(recording)
+            return {}
+        log.debug("%s recorded, %.1f ms", recording, self._seconds[recording] * 1e3)
+        return self._costs_on(recording)
+
+    def _costs_on(self, recording: Recording) -> Costs:
+        """Seconds of the buckets that run on it where no row has an adapter."""
+        stage = recording.stage
+        look_up = self._readiness.look_up
+        ours = [bucket for bucket in self._buckets.of(stage) if look_up(stage, PLAIN, bucket) == recording]
+        return {(stage, bucket): self._seconds[recording] for bucket in ours}
 
     @property
     def max_pending(self) -> int:
@@ -217,7 +307,7 @@ class GraphEngine(TorchEngine):
 
     @torch.inference_mode()
     def encode(self, slots: Sequence[int]) -> Done | Pending:
-        graph, work = self._encodes[_bucket_for(self._buckets.encode, len(slots))]
+        graph, work = self._encodes[self._readiness.take(Stage.ENCODE, PLAIN, len(slots))]
         with self._side.working():
             start = self._begin(self._side, slots)
             graph.start(pad_jobs(graph.bucket, slots, self._job_slots.next()))
@@ -239,10 +329,9 @@ class GraphEngine(TorchEngine):
     @torch.inference_mode()
     def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> Done | Pending:
         row_slots = [slots[job] for job in self.slots.rows(slots)[0]]
-        bucket = _bucket_for(self._buckets.denoise, len(row_slots))
-        graph = self._steps[self._form(slots), bucket]
-        packed = self._packed[bucket].next()
-        packed.numpy()[:] = pack_rows(bucket, self.slots, slots, steps)
+        graph = self._steps[self._readiness.take(Stage.DENOISE, self._form(slots), len(row_slots))]
+        packed = self._packed[graph.bucket].next()
+        packed.numpy()[:] = pack_rows(graph.bucket, self.slots, slots, steps)
         with self._main.working():
             start = self._begin(self._main, slots)
             graph.start(packed)
@@ -253,7 +342,7 @@ class GraphEngine(TorchEngine):
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int]) -> Done | Pending:
-        graph, work = self._decodes[_bucket_for(self._buckets.decode, len(slots))]
+        graph, work = self._decodes[self._readiness.take(Stage.DECODE, PLAIN, len(slots))]
         with self._side.working():
             start = self._begin(self._side, slots)
             graph.start(pad_jobs(graph.bucket, slots, self._job_slots.next()))
@@ -283,16 +372,15 @@ class GraphEngine(TorchEngine):
         return number if len(numbers) == 1 and number in self._forms else GATED
 
 
-def _bucket_for(buckets: Sequence[int], count: int) -> int:
-    """The smallest that is large enough.
-
-    Raises:
-        ValueError: none is.
-    """
-    place = bisect_left(buckets, count)
-    if place == len(buckets):
-        raise ValueError(f"{count} in a tick, the largest bucket is {buckets[-1]}")
-    return buckets[place]
+def _seconds_of(replay: Callable[[], None], lane: Lane) -> float:
+    """What is recorded, once: its first run is slower and not counted."""
+    with lane.working():
+        replay()
+        start = lane.mark()
+        replay()
+        end = lane.mark()
+    end.wait()
+    return end.seconds_since(start)
 
 
 def _failed(are_finite: Tensor, slots: Sequence[int], source: str) -> dict[int, str]:

@@ -88,6 +88,7 @@ class StepGraph:
 
     Attributes:
         are_finite: bool [bucket], of each row, after a tick.
+        replay: asks for the latest tick again. Before the first one it is padding alone.
     """
 
     def __init__(self, bucket: int, slots: Slots, unet: FusedUNet, has_adapters: bool, lane: Lane) -> None:
@@ -112,12 +113,12 @@ class StepGraph:
         self._packed = zeros(8 * bucket, dtype=torch.int32)
         self._packed[:bucket] = PADDING
         self._packed[3 * bucket : 4 * bucket] = PADDING
-        self._replay = lane.record(self._run)
+        self.replay = lane.record(self._run)
 
     def start(self, packed: Tensor) -> None:
         """Asks for a tick; `packed` is the host's, as `pack_rows` makes it."""
         self._packed.copy_(packed, non_blocking=True)
-        self._replay()
+        self.replay()
 
     def _run(self) -> None:
         slots = self._slots
@@ -143,22 +144,26 @@ class JobGraph:
     Args:
         bucket: jobs.
         run: given the slots [bucket], int64 on the device, does the work.
+        spare: a slot that never holds a job: recording works on it, while others may hold some.
         device: where.
         lane: where it runs.
 
     Attributes:
         slots: int64 [bucket], on the device, of the latest tick.
+        replay: asks for the latest tick again; before the first one all of it is the spare slot's.
     """
 
-    def __init__(self, bucket: int, run: Callable[[Tensor], None], device: torch.device, lane: Lane) -> None:
+    def __init__(
+        self, bucket: int, run: Callable[[Tensor], None], spare: int, device: torch.device, lane: Lane
+    ) -> None:
         self.bucket = bucket
-        self.slots = torch.zeros(bucket, dtype=torch.int64, device=device)
-        self._replay = lane.record(lambda: run(self.slots))
+        self.slots = torch.full((bucket,), spare, dtype=torch.int64, device=device)
+        self.replay = lane.record(lambda: run(self.slots))
 
     def start(self, slots: Tensor) -> None:
         """Asks for a tick; `slots` is the host's."""
         self.slots.copy_(slots, non_blocking=True)
-        self._replay()
+        self.replay()
 
 
 class EncodeWork:

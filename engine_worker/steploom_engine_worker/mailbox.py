@@ -36,8 +36,9 @@ class Mailbox(Generic[Item]):
             self._items.append(item)
             self._filled.notify()
 
-    def get(self) -> Item:
-        """Waits for the next item."""
+    def get(self, timeout_s: float | None = None) -> Item | None:
+        """Waits for the next item; None where none has come in time."""
         with self._filled:
-            self._filled.wait_for(lambda: bool(self._items))
+            if not self._filled.wait_for(lambda: bool(self._items), timeout_s):
+                return None
             return self._items.popleft()

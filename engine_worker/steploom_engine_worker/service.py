@@ -11,8 +11,8 @@ import grpc
 import grpc.aio
 
 from steploom_common.arena import RegionRef
-from steploom_engine_worker.commands import Admit, Command, Picture, Ready, Release, Tick, TickDone
-from steploom_engine_worker.engine import ModelInfo, Stage
+from steploom_engine_worker.commands import Admit, Command, Picture, Prepared, Ready, Release, Tick, TickDone
+from steploom_engine_worker.engine import Costs, ModelInfo, Stage
 from steploom_engine_worker.schedule import Sampler
 from steploom_engine_worker.worker import Session, SessionTaken, Worker
 from steploom_protos.worker.v1 import worker_pb2, worker_pb2_grpc
@@ -20,6 +20,7 @@ from steploom_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[worker_pb2.Command, worker_pb2.Report]
+_Reports = asyncio.Queue[TickDone | Prepared | None]  # None: the end
 
 # How long a command waits before the next try where the worker's queue is full.
 _FULL_WAIT_S = 0.005
@@ -38,9 +39,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     ) -> None:
         """Obeys until the batcher ends the stream, the stream breaks, or the worker ends."""
         loop = asyncio.get_running_loop()
-        reports: asyncio.Queue[TickDone | None] = asyncio.Queue()
+        reports: _Reports = asyncio.Queue()
         try:
-            session = self._worker.open_session(lambda done: _post(loop, reports, done))
+            session = self._worker.open_session(
+                lambda done: _post(loop, reports, done), lambda prepared: _post(loop, reports, prepared)
+            )
         except SessionTaken as error:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
         reader = asyncio.create_task(self._read(request_iterator, session))
@@ -57,14 +60,14 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         if self._worker.ended.done():
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the worker has ended")
 
-    async def _answer(self, reports: asyncio.Queue[TickDone | None], context: Context) -> None:
+    async def _answer(self, reports: _Reports, context: Context) -> None:
         try:
-            ready = await asyncio.wrap_future(self._worker.ready)
+            await asyncio.wrap_future(self._worker.ready)
         except Exception as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the worker could not start: {error}")
-        await context.write(report_ready(ready))
-        while (done := await reports.get()) is not None:
-            await context.write(report_tick(done))
+        await context.write(report_ready(self._worker.offer))
+        while (report := await reports.get()) is not None:
+            await context.write(report_tick(report) if isinstance(report, TickDone) else report_prepared(report))
 
     async def _read(self, requests: AsyncIterator[worker_pb2.Command], session: Session) -> None:
         async for message in requests:
@@ -82,10 +85,10 @@ def _nobody() -> None:
     """No stream is open."""
 
 
-def _post(loop: asyncio.AbstractEventLoop, reports: asyncio.Queue[TickDone | None], done: TickDone | None) -> None:
+def _post(loop: asyncio.AbstractEventLoop, reports: _Reports, report: TickDone | Prepared | None) -> None:
     """From a thread of the worker to the loop; nothing where the loop is gone."""
     if not loop.is_closed():
-        loop.call_soon_threadsafe(reports.put_nowait, done)
+        loop.call_soon_threadsafe(reports.put_nowait, report)
 
 
 def parse_command(message: worker_pb2.Command) -> Command:
@@ -133,10 +136,6 @@ def _region(region: worker_pb2.Region) -> RegionRef:
 
 def report_ready(ready: Ready) -> worker_pb2.Report:
     """The first message of a stream."""
-    costs = [
-        worker_pb2.BucketCost(stage=int(stage), bucket=bucket, seconds=seconds)  # type: ignore[arg-type]
-        for (stage, bucket), seconds in ready.costs.items()
-    ]
     return worker_pb2.Report(
         ready=worker_pb2.Ready(
             worker_id=ready.worker_id,
@@ -144,9 +143,29 @@ def report_ready(ready: Ready) -> worker_pb2.Report:
             device=ready.device,
             slots=ready.slots,
             model=_model(ready.model),
-            costs=costs,
+            costs=_costs(ready.costs),
+            progress=_progress(ready.progress),
         )
     )
+
+
+def report_prepared(prepared: Prepared) -> worker_pb2.Report:
+    """What costs less from now on."""
+    return worker_pb2.Report(
+        prepared=worker_pb2.Prepared(costs=_costs(prepared.costs), progress=_progress(prepared.progress))
+    )
+
+
+def _costs(costs: Costs) -> list[worker_pb2.BucketCost]:
+    return [
+        worker_pb2.BucketCost(stage=int(stage), bucket=bucket, seconds=seconds)  # type: ignore[arg-type]
+        for (stage, bucket), seconds in costs.items()
+    ]
+
+
+def _progress(progress: tuple[int, int]) -> worker_pb2.Progress:
+    done, total = progress
+    return worker_pb2.Progress(done=done, total=total)
 
 
 def _model(model: ModelInfo) -> worker_pb2.ModelInfo:

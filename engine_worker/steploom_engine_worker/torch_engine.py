@@ -80,6 +80,8 @@ def usable_device(name: str) -> torch.device:
 class TorchEngine:
     """See `engine.Engine`. Rows are computed exactly as many as the jobs need: a bucket is not padded."""
 
+    _num_spare = 0  # slots beyond those of jobs
+
     def __init__(
         self,
         model: Model,
@@ -102,7 +104,8 @@ class TorchEngine:
             network.to(memory_format=torch.channels_last)
         width = int(model.text_encoder.config.hidden_size)
         text_shape = (model.num_tokens, width)
-        self.slots = Slots(num_slots, self._max_steps, model.latent_shape, text_shape, model.side, device, dtype)
+        all_slots = num_slots + self._num_spare
+        self.slots = Slots(all_slots, self._max_steps, model.latent_shape, text_shape, model.side, device, dtype)
         self._adapters = {item.name: number for number, item in enumerate(model.adapters)}
         for item in model.adapters:
             item.network.to(device, memory_format=torch.channels_last)
@@ -139,6 +142,13 @@ class TorchEngine:
 
     @property
     def known_costs(self) -> Costs | None:
+        return None
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        return 0, 0
+
+    def prepare(self) -> Costs | None:
         return None
 
     @property

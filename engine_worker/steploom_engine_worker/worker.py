@@ -2,7 +2,8 @@
 
 An engine whose device works by itself is told the next tick while it is still at the last: the driving thread starts
 ticks, a second one waits for them and answers (see `landing`). The ledger moves when a tick is started, since whatever
-comes next is judged by where its jobs will be.
+comes next is judged by where its jobs will be. While no command waits the engine may prepare what makes later ticks
+faster; how often, `pace` says.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from steploom_engine_worker.commands import (
     Admit,
     Command,
+    Prepared,
     Ready,
     Release,
     SlotPicture,
@@ -30,6 +32,7 @@ from steploom_engine_worker.errors import FatalEngineError, is_fatal
 from steploom_engine_worker.landing import Landing
 from steploom_engine_worker.ledger import IllegalMove, Ledger, Verdict
 from steploom_engine_worker.mailbox import Mailbox
+from steploom_engine_worker.pace import Pace
 from steploom_engine_worker.pictures import Pictures
 
 log = logging.getLogger(__name__)
@@ -41,8 +44,8 @@ MAX_WAITING = 1024
 class Session:
     """A batcher's hold on the worker. Once closed it gets no more reports, and its commands are dropped."""
 
-    def __init__(self, emit: Callable[[TickDone], None]) -> None:
-        self._emit = emit
+    def __init__(self, emit: Callable[[TickDone], None], tell: Callable[[Prepared], None]) -> None:
+        self._emit, self._tell = emit, tell
         self._lock = threading.Lock()  # held while a picture is written, so that none is after `close`
         self._is_open = True
 
@@ -62,10 +65,20 @@ class Session:
             if self._is_open:
                 self._emit(done)
 
+    def announce(self, prepared: Prepared) -> None:
+        """Tells the batcher that ticks cost less from now on."""
+        with self._lock:
+            if self._is_open:
+                self._tell(prepared)
+
     def write(self, action: Callable[[], list[SlotPicture]]) -> list[SlotPicture]:
         """Runs `action`, which writes to the batcher's arena, unless it is closed."""
         with self._lock:
             return action() if self._is_open else []
+
+
+def _nobody(_: Prepared) -> None:
+    """Is not told."""
 
 
 class SessionTaken(RuntimeError):
@@ -112,6 +125,7 @@ class Worker:
 
     Attributes:
         ready: what the worker offers, once it is warm; or why it could not start.
+        offer: the same as it is now, once `ready` is done.
         ended: done when the thread has ended; holds the error that ended it, if one did.
     """
 
@@ -130,6 +144,8 @@ class Worker:
         self._engine: Engine
         self._ledger = Ledger(0)
         self._landing: Landing | None = None  # of an engine whose stages may be pending
+        self._pace = Pace()
+        self.offer: Ready
 
     def __repr__(self) -> str:
         return f"Worker({self._worker_id}, {self.statistics()})"
@@ -154,15 +170,15 @@ class Worker:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def open_session(self, emit: Callable[[TickDone], None]) -> Session:
-        """Gives the worker to a batcher; `emit` is called on a thread of the worker.
+    def open_session(self, emit: Callable[[TickDone], None], tell: Callable[[Prepared], None] = _nobody) -> Session:
+        """Gives the worker to a batcher; `emit` and `tell` are called on threads of the worker.
 
         Raises:
             SessionTaken: another one has it.
         """
         if self._session is not None:
             raise SessionTaken("another batcher drives this worker")
-        self._session = Session(emit)
+        self._session = Session(emit, tell)
         return self._session
 
     def close_session(self, session: Session) -> None:
@@ -181,7 +197,8 @@ class Worker:
             self._ledger = Ledger(self._engine.num_slots)
             if self._engine.max_pending:
                 self._landing = Landing(self._engine.max_pending, lambda: self._box.replace(_Forget()))
-            self.ready.set_result(self._describe(costs))
+            self.offer = self._describe(costs)
+            self.ready.set_result(self.offer)
             self._obey_until_stopped()
             if self._landing is not None:
                 self._landing.close()
@@ -196,11 +213,13 @@ class Worker:
 
     def _describe(self, costs: Costs) -> Ready:
         engine = self._engine
-        return Ready(self._worker_id, engine.name, engine.device, engine.num_slots, engine.model, costs)
+        return Ready(
+            self._worker_id, engine.name, engine.device, engine.num_slots, engine.model, costs, engine.progress
+        )
 
     def _obey_until_stopped(self) -> None:
         while not self._is_stopping:
-            item = self._box.get()
+            item = self._next()
             self._check_device()
             if isinstance(item, _Stop):
                 return
@@ -208,6 +227,31 @@ class Worker:
                 self._forget_all()
             elif item[0].is_open:
                 self._obey(*item)
+
+    def _next(self) -> _Item:
+        """Waits for a command; meanwhile the engine may prepare."""
+        while True:
+            is_busy = bool(self._ledger.num_used or self._landing)
+            wait_s = self._pace.wait_s(time.monotonic(), is_busy)
+            item = self._box.get(wait_s)
+            if item is not None:
+                return item
+            if wait_s == 0.0:
+                self._prepare()
+
+    def _prepare(self) -> None:
+        """Lets the engine prepare a part, and tells the batcher what costs less for it."""
+        begin = time.monotonic()
+        costs = self._engine.prepare()
+        self._pace.add(begin, time.monotonic(), costs is not None)
+        if costs is None:
+            return
+        known = self.offer.costs
+        cheaper = {bucket: seconds for bucket, seconds in costs.items() if bucket in known}  # others exceed the slots
+        self.offer = replace(self.offer, costs={**known, **cheaper}, progress=self._engine.progress)
+        session = self._session
+        if session is not None:
+            session.announce(Prepared(cheaper, self.offer.progress))
 
     def _obey(self, session: Session, command: Command) -> None:
         if isinstance(command, Tick):

@@ -102,13 +102,21 @@ def _services(snapshot: Snapshot, status: pb.StatusResponse) -> Table:
     for worker in status.workers:
         table.add_row(
             "worker",
-            "up" if worker.is_up else f"down: {worker.last_error or 'not reached yet'}",
+            _state(worker),
             f"{worker.slots_used}/{worker.slots}",
             str(worker.ticks_in_flight),
             worker.engine,
             worker.address,
         )
     return table
+
+
+def _state(worker: pb.StatusResponse.WorkerStatus) -> str:
+    """Whether it is up, and while it still prepares how far it is."""
+    if not worker.is_up:
+        return f"down: {worker.last_error or 'not reached yet'}"
+    done, total = worker.progress.done, worker.progress.total
+    return f"up, {done} of {total} forms recorded" if done < total else "up"
 
 
 def _tiers(status: pb.StatusResponse) -> Table:

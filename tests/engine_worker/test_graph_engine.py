@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import queue
 import shutil
@@ -19,9 +20,7 @@ from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Costs, Done, Job, Pending, Stage
 from steploom_engine_worker.errors import ModelError
 from steploom_engine_worker.graph_engine import (
-    GATED,
     MAX_PENDING,
-    PLAIN,
     Buckets,
     GraphEngine,
     load_graph_engine,
@@ -32,6 +31,7 @@ from steploom_engine_worker.graphs import PADDING, HostRing, pack_rows
 from steploom_engine_worker.lane import Mark, open_lane
 from steploom_engine_worker.launch import build_engine
 from steploom_engine_worker.model import load_model
+from steploom_engine_worker.readiness import GATED, PLAIN, Recording
 from steploom_engine_worker.schedule import Sampler
 from steploom_engine_worker.slots import Slots
 from steploom_engine_worker.torch_engine import TorchEngine
@@ -50,7 +50,17 @@ def plain(adapted_dir: Path) -> TorchEngine:
 
 @pytest.fixture(scope="module")
 def engine(adapted_dir: Path) -> GraphEngine:
-    return GraphEngine(load_model(adapted_dir), 5, 8, CPU, torch.float32, BUCKETS)
+    """With all that it records."""
+    engine = fresh(adapted_dir)
+    while engine.prepare() is not None:
+        pass
+    assert engine.progress == (20, 20)
+    return engine
+
+
+def fresh(root: Path) -> GraphEngine:
+    """An engine as it starts: with the largest buckets."""
+    return GraphEngine(load_model(root), 5, 8, CPU, torch.float32, BUCKETS)
 
 
 def done(started: Done | Pending) -> Done:
@@ -144,6 +154,113 @@ def test_ticks_of_one_adapter_alone_run_on_merged_weights(
     assert lean._form([0]) == GATED
 
 
+@pytest.mark.parametrize("adapters", [("", "few-step", ""), ("style",), ("few-step",), ("",)])
+def test_pictures_do_not_depend_on_what_is_recorded(
+    adapted_dir: Path, plain: TorchEngine, make_job: Callable[..., Job], adapters: tuple[str, ...]
+) -> None:
+    engine = fresh(adapted_dir)
+    jobs = [make_job(picture=number, seed=number, adapter=name, steps=2) for number, name in enumerate(adapters)]
+    expected, pictures = draw(plain, jobs)
+    taken = set()
+    assert engine.progress == (4, 20)
+    while True:
+        latents, drawn = draw(engine, jobs)
+        torch.testing.assert_close(latents, expected, rtol=1e-5, atol=TOLERANCE)
+        for ours, theirs in zip(drawn, pictures, strict=True):
+            assert np.abs(ours.astype(int) - theirs).max() <= 1
+        rows = sum(1 if name == "few-step" else 3 for name in adapters)
+        engine.admit(0, jobs[0])
+        form = engine._form([0]) if len(jobs) == 1 else GATED
+        taken.add(engine._readiness.look_up(Stage.DENOISE, form, rows))
+        if engine.prepare() is None:
+            break
+    assert len(taken) > 1  # what is recorded counts
+
+
+def test_a_recording_disturbs_no_job(adapted_dir: Path, make_job: Callable[..., Job]) -> None:
+    engine = fresh(adapted_dir)
+    for slot in range(engine.num_slots):
+        engine.admit(slot, make_job(seed=slot))
+    done(engine.encode([0, 1, 2, 3]))
+    done(engine.encode([4]))
+    done(engine.denoise([0, 1, 2, 3], [0] * 4))
+    spare = engine.num_slots
+    arrays = [array for array in vars(engine.slots).values() if isinstance(array, torch.Tensor)]
+    before = [array.clone() for array in arrays]
+    while engine.prepare() is not None:
+        pass
+    for array, old in zip(arrays, before, strict=True):
+        assert torch.equal(array[:spare], old[:spare])
+        assert torch.equal(array[spare + 1 :], old[spare + 1 :])  # the empty conditions
+
+
+def test_a_job_alone_is_recorded_first_and_what_ticks_want_before_that(
+    adapted_dir: Path, make_job: Callable[..., Job]
+) -> None:
+    engine = fresh(adapted_dir)
+    engine.admit(0, make_job(adapter="style"))
+    done(engine.encode([0]))
+    done(engine.denoise([0], [0]))  # the warm-up: it counts for nothing
+    assert list(engine.prepare() or ()) == []  # of the student, whose costs no bucket has
+    assert engine._readiness.look_up(Stage.DENOISE, 0, 1) == Recording(Stage.DENOISE, 0, 1)
+    done(engine.denoise([0], [1]))
+    engine.prepare()
+    assert engine._readiness.look_up(Stage.DENOISE, 1, 3) == Recording(Stage.DENOISE, 1, 3)
+
+
+def test_a_recording_tells_what_costs_less(adapted_dir: Path) -> None:
+    engine = fresh(adapted_dir)
+    told: dict[Recording, list[int]] = {}
+    while (recording := engine._readiness.next()) is not None:
+        costs = engine.prepare()
+        assert costs is not None
+        assert all(stage is recording.stage and seconds > 0 for (stage, _), seconds in costs.items())
+        told[recording] = [bucket for _, bucket in costs]
+    assert told[Recording(Stage.ENCODE, PLAIN, 2)] == [2]
+    assert told[Recording(Stage.DECODE, PLAIN, 1)] == [1]
+    assert told[Recording(Stage.DENOISE, PLAIN, 3)] == [1, 3]
+    assert told[Recording(Stage.DENOISE, PLAIN, 1)] == [1]
+    assert told[Recording(Stage.DENOISE, 0, 12)] == []  # of an adapter: costs are those of rows without
+    assert engine.prepare() is None
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError("no such algorithm")]
+)
+def test_a_recording_that_fails_is_given_up_and_larger_ones_serve(
+    adapted_dir: Path,
+    plain: TorchEngine,
+    make_job: Callable[..., Job],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    engine = fresh(adapted_dir)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._side, "record", fail)
+        patched.setattr(engine._main, "record", fail)
+        assert engine.prepare() == {}
+    assert f"denoise adapter 0 1 is not recorded, larger ones serve in its place: {error}" in caplog.text
+    assert engine.progress == (4, 19)
+    jobs = [make_job(adapter="few-step", steps=1)]
+    torch.testing.assert_close(draw(engine, jobs)[0], draw(plain, jobs)[0], rtol=1e-5, atol=TOLERANCE)
+
+
+def test_a_device_that_is_lost_while_recording_is_told(adapted_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fresh(adapted_dir)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine._main, "record", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine.prepare()
+
+
 def test_more_rows_than_the_largest_bucket_are_refused(engine: GraphEngine, make_job: Callable[..., Job]) -> None:
     for slot in range(5):
         engine.admit(slot, make_job())
@@ -201,6 +318,8 @@ def test_the_settings_make_the_engine(adapted_dir: Path) -> None:
     )
     engine = load_graph_engine(config)  # on the CPU
     assert (engine.num_slots, engine.model.max_steps, engine.max_pending) == (2, 7, MAX_PENDING)
+    assert engine.progress == (4, 6)
+    assert load_graph_engine(dataclasses.replace(config, record_all=True)).progress == (6, 6)
 
 
 def test_slots_are_as_many_as_the_memory_allows(adapted_dir: Path) -> None:

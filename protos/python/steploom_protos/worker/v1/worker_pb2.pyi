@@ -115,12 +115,14 @@ class Release(_message.Message):
     def __init__(self, slot: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("ready", "tick_done")
+    __slots__ = ("ready", "tick_done", "prepared")
     READY_FIELD_NUMBER: _ClassVar[int]
     TICK_DONE_FIELD_NUMBER: _ClassVar[int]
+    PREPARED_FIELD_NUMBER: _ClassVar[int]
     ready: Ready
     tick_done: TickDone
-    def __init__(self, ready: _Optional[_Union[Ready, _Mapping]] = ..., tick_done: _Optional[_Union[TickDone, _Mapping]] = ...) -> None: ...
+    prepared: Prepared
+    def __init__(self, ready: _Optional[_Union[Ready, _Mapping]] = ..., tick_done: _Optional[_Union[TickDone, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ...) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("name", "max_steps", "is_guidance_distilled", "min_guidance_scale", "max_guidance_scale", "min_image_guidance_scale", "max_image_guidance_scale")
@@ -174,21 +176,39 @@ class BucketCost(_message.Message):
     seconds: float
     def __init__(self, stage: _Optional[_Union[Stage, str]] = ..., bucket: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
+class Progress(_message.Message):
+    __slots__ = ("done", "total")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    done: int
+    total: int
+    def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+
+class Prepared(_message.Message):
+    __slots__ = ("costs", "progress")
+    COSTS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    costs: _containers.RepeatedCompositeFieldContainer[BucketCost]
+    progress: Progress
+    def __init__(self, costs: _Optional[_Iterable[_Union[BucketCost, _Mapping]]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+
 class Ready(_message.Message):
-    __slots__ = ("worker_id", "engine", "device", "slots", "model", "costs")
+    __slots__ = ("worker_id", "engine", "device", "slots", "model", "costs", "progress")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     COSTS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     engine: str
     device: str
     slots: int
     model: ModelInfo
     costs: _containers.RepeatedCompositeFieldContainer[BucketCost]
-    def __init__(self, worker_id: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., costs: _Optional[_Iterable[_Union[BucketCost, _Mapping]]] = ...) -> None: ...
+    progress: Progress
+    def __init__(self, worker_id: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., costs: _Optional[_Iterable[_Union[BucketCost, _Mapping]]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
 
 class TickDone(_message.Message):
     __slots__ = ("tick_id", "status", "seconds", "error", "pixels", "start_unix_s", "failures")
