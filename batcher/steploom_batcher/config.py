@@ -52,7 +52,7 @@ class SchedulerConfig:
     )
     max_rows: int = setting(64, "most rows of a tick, whatever buckets a worker has", at_least=3, at_most=4096)
     batch_gain: float = setting(
-        0.08,
+        0.03,
         "a tick is full when a row costs at most this share more than in the cheapest bucket",
         at_least=0,
         at_most=1,

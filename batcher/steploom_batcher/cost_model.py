@@ -66,14 +66,11 @@ class CostModel:
         bound = (1.0 + gain) * self.seconds_per_row(stage)
         return next(bucket for bucket, seconds in self._seconds[stage].items() if seconds / bucket <= bound)
 
-    def best_bucket(self, stage: Stage, rows: int, gain: float, limit_s: float) -> int:
-        """The bucket to fill when `rows` are ready: where they cost least each, up to the full one.
-
-        Only buckets that take at most `limit_s` are chosen from (the smallest always counts).
-        """
+    def best_bucket(self, stage: Stage, rows: int, gain: float) -> int:
+        """The bucket to fill when `rows` are ready: where they cost least each, up to the full one."""
         table, full = self._seconds[stage], self.full_bucket(stage, gain)
-        fitting = [bucket for bucket in self._buckets[stage] if table[bucket] <= limit_s and bucket <= full]
-        return min(fitting or self._buckets[stage][:1], key=lambda bucket: table[bucket] / min(bucket, rows))
+        fitting = [bucket for bucket in self._buckets[stage] if bucket <= full]
+        return min(fitting, key=lambda bucket: table[bucket] / min(bucket, rows))
 
     def observe(self, stage: Stage, bucket: int, seconds: float) -> None:
         """Corrects the estimate by a measured tick.

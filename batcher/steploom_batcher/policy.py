@@ -78,12 +78,34 @@ class TickBuilder:
         return True
 
     def add_all(self, jobs: Iterable[Job]) -> TickBuilder:
-        """Tries the jobs in order: one that does not fit leaves room for smaller ones behind it."""
+        """Tries the jobs in order: one that does not fit leaves room for smaller ones behind it, or takes their place.
+
+        The last of the smaller ones make way where the rows come out even then: rows that nobody uses cost as much.
+        """
+        too_large = []
         for job in jobs:
             if self.rows == self._max_rows:
-                break
-            self.try_add(job)
+                return self
+            if not self.try_add(job):
+                too_large.append(job)
+        for job in too_large:
+            if self._make_way(job):
+                return self
         return self
+
+    def _make_way(self, job: Job) -> bool:
+        """Fills the last row by taking a job in place of the last smaller ones, but never of the first job."""
+        excess = self.rows + job.rows - self._max_rows
+        gone = []
+        for other in reversed(self.jobs[1:]):
+            if other.rows <= min(excess, job.rows - 1):
+                gone.append(other)
+                excess -= other.rows
+        if excess or is_suspect(job) or is_suspect(self.jobs[0]):
+            return False
+        self.jobs = [*(other for other in self.jobs if other not in gone), job]
+        self.rows = self._max_rows
+        return True
 
 
 def is_suspect(job: Job) -> bool:
@@ -128,8 +150,7 @@ class StepPolicy:
         startable = self._startable(sorted(ready, key=self._urgency), worker.costs)
         lead = self._lead(startable, worker, now)
         mates = [job for job in startable if job.stage is lead.stage]
-        rows = sum(job.rows for job in mates)
-        return TickBuilder(lead.stage or Stage.ENCODE, self._bucket(worker.costs, lead, rows, now)).add_all(mates)
+        return self._fill(worker.costs, lead, mates, now)
 
     def wake_at(self) -> float | None:
         return self._company.until
@@ -193,13 +214,28 @@ class StepPolicy:
             startable.append(job)
         return startable
 
-    def _bucket(self, costs: CostModel, lead: Job, rows: int, now: float) -> int:
-        """Rows of the tick. A job that is late already cannot be saved by small ticks, so it does not shrink them."""
-        assert lead.stage is not None
-        own_s = costs.seconds(lead.stage, lead.rows)
+    def _fill(self, costs: CostModel, lead: Job, mates: Sequence[Job], now: float) -> TickBuilder:
+        """The tick whose rows cost least each, but no larger than it need be to be full.
+
+        A job that is late already cannot be saved by small ticks, so it does not shrink them.
+        """
+        stage = mates[0].stage
+        assert stage is not None
         slack = lead.latest_start - now
-        limit_s = own_s + slack / lead.ticks_left if slack >= 0 else float("inf")
-        return max(costs.best_bucket(lead.stage, rows, self._config.batch_gain, limit_s), lead.rows)
+        limit_s = costs.seconds(stage, lead.rows) + slack / lead.ticks_left if slack >= 0 else float("inf")
+        full_s = (1.0 + self._config.batch_gain) * costs.seconds_per_row(stage)
+        ready = sum(job.rows for job in mates)
+        best, least_s = TickBuilder(stage, lead.rows), float("inf")
+        for bucket in costs.buckets(stage):
+            seconds = costs.seconds(stage, bucket)
+            if bucket < lead.rows or (best.jobs and seconds > limit_s):
+                continue
+            builder = TickBuilder(stage, bucket).add_all(mates)
+            if seconds / builder.rows < least_s:
+                best, least_s = builder, seconds / builder.rows
+            if least_s <= full_s or builder.rows == ready:
+                break
+        return best
 
 
 class RequestPolicy:
@@ -230,7 +266,7 @@ class RequestPolicy:
             return False
         lead = mates[0]
         rows = len(mates) * lead.spec.rows
-        bucket = worker.costs.best_bucket(Stage.DENOISE, rows, self._config.batch_gain, float("inf"))
+        bucket = worker.costs.best_bucket(Stage.DENOISE, rows, self._config.batch_gain)
         worker.batch = mates[: max(1, bucket // lead.spec.rows)]
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -11,6 +12,7 @@ from steploom_batcher.config import SchedulerConfig, TierConfig
 from steploom_batcher.cost_model import CostModel
 from steploom_batcher.fairness import Backlog, Shares
 from steploom_batcher.job import IllegalMoveError, Job, JobCosts, State
+from steploom_batcher.policy import TickBuilder
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.types import (
     Admitted,
@@ -190,15 +192,52 @@ def test_a_job_that_has_begun_is_not_set_back_by_what_another_tier_is_owed() -> 
     assert bench.finished() == ["begun", "owed", "next"]
 
 
-def test_a_tick_is_full_where_more_rows_hardly_pay_and_smaller_where_slack_is_short() -> None:
+def test_a_tick_is_full_where_more_rows_hardly_pay() -> None:
     costs = CostModel({**COSTS, Stage.DENOISE: {3: 0.010, 6: 0.012, 12: 0.020, 24: 0.040}}, 64)
     assert costs.full_bucket(Stage.DENOISE, gain=0.05) == 12  # in 24 a row costs as much
     assert costs.full_bucket(Stage.DENOISE, gain=0.30) == 6  # within 30 % of the cheapest
-    assert costs.best_bucket(Stage.DENOISE, rows=24, gain=0.05, limit_s=1.0) == 12
-    assert costs.best_bucket(Stage.DENOISE, rows=24, gain=0.05, limit_s=0.013) == 6
-    assert costs.best_bucket(Stage.DENOISE, rows=24, gain=0.05, limit_s=0.001) == 3
-    assert costs.best_bucket(Stage.DENOISE, rows=4, gain=0.05, limit_s=1.0) == 6  # two of its rows are padding
-    assert costs.best_bucket(Stage.DENOISE, rows=3, gain=0.05, limit_s=1.0) == 3
+    assert costs.best_bucket(Stage.DENOISE, rows=24, gain=0.05) == 12
+    assert costs.best_bucket(Stage.DENOISE, rows=4, gain=0.05) == 6  # two of its rows are padding
+    assert costs.best_bucket(Stage.DENOISE, rows=3, gain=0.05) == 3
+
+
+def running_job(name: str, rows: int) -> Job:
+    """One that waits for a denoise tick."""
+    job = Job(spec(name, rows=rows), JobCosts.of(spec(name), CostModel(COSTS, 64)), 0.0, 60.0, 0)
+    job.move(State.RUNNING)
+    job.plan(0.0)
+    assert job.stage is Stage.DENOISE
+    return job
+
+
+@pytest.mark.parametrize(
+    ("rows", "taken"),
+    [
+        ([1, 1, 3, 3, 3], [1, 1, 3, 3]),  # the third would be a row too many, and one row less leaves one unused
+        ([1, 1, 1, 1, 3, 3], [1, 1, 1, 3, 3]),
+        ([1, 1, 1, 1, 1, 3, 3], [1, 1, 1, 3, 3]),
+        ([1] * 8 + [3], [1, 1, 1, 1, 1, 1, 3]),
+        ([3, 3, 1, 1], [3, 3, 1, 1]),  # nothing is too large
+        ([1, 2, 3, 2, 3], [1, 2, 3, 3]),
+    ],
+    ids=str,
+)
+def test_the_last_of_the_small_make_way_where_rows_come_out_even(rows: list[int], taken: list[int]) -> None:
+    builder = TickBuilder(Stage.DENOISE, 9).add_all([running_job(str(number), n) for number, n in enumerate(rows)])
+    assert [job.rows for job in builder.jobs] == taken
+    assert builder.rows == sum(taken)
+    assert builder.jobs[0].spec.job_id == "0", "the most urgent stays"
+
+
+def test_a_tick_grows_where_a_smaller_one_would_have_rows_that_nobody_can_use() -> None:
+    denoise = {1: 0.030, 3: 0.066, 6: 0.120, 9: 0.174, 12: 0.228, 24: 0.444}
+    scheduler = Scheduler(SchedulerConfig(max_queue_delay_s=0.0, ticks_in_flight=1, batch_gain=0.08))
+    scheduler.worker_up(dataclasses.replace(profile(num_slots=8), costs={**COSTS, Stage.DENOISE: denoise}), 0.0)
+    for name, rows in {"f": 1, "g": 1, "p": 3, "q": 3, "r": 3}.items():
+        assert isinstance(scheduler.submit(spec(name, rows=rows, deadline=900.0), 0.0), Admitted)
+    while (tick := scheduler.next_ticks(0.0)[0]).stage is Stage.ENCODE:
+        scheduler.finish(tick.tick_id, Outcome(Status.OK, seconds=tick.predicted_s), 0.0)
+    assert (tick.rows, tick.bucket) == (11, 12), "in 9 there are two of one row and two of three: 8"
 
 
 def test_a_tight_deadline_keeps_ticks_small() -> None:
