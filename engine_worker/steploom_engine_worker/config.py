@@ -54,6 +54,11 @@ class WorkerConfig:
         False,
         "a GPU's worker is ready only when every bucket is recorded, not with the largest of each stage already",
     )
+    fp8: str = setting(
+        "off",
+        "linear: the UNet's transformers multiply floats of 8 bits, on GPUs of compute capability 8.9 or later",
+        choices=("off", "linear"),
+    )
     denoise_buckets: tuple[int, ...] = setting(
         (1, 2, 3, 4, 6, 9, 12, 18, 24), "rows of a denoise tick that are measured", at_least=1, at_most=4096
     )
@@ -74,7 +79,15 @@ class WorkerConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.fp8 != "off" and self.engine != "fake":
+            self._check_fp8()
         for name in ("denoise_buckets", "encode_buckets", "decode_buckets"):
             buckets = getattr(self, name)
             if not buckets or list(buckets) != sorted(set(buckets)):
                 raise ConfigError(name, f"is {list(buckets)}, must be a rising list of at least one number")
+
+    def _check_fp8(self) -> None:
+        if not self.device.startswith("cuda"):
+            raise ConfigError("fp8", f"is {self.fp8!r}, which needs a GPU: device is {self.device!r}")
+        if self.dtype == "float32":
+            raise ConfigError("fp8", f"is {self.fp8!r}, which needs dtype float16 or bfloat16: it is {self.dtype}")

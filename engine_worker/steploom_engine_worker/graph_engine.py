@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 from steploom_common.adapter import rows_with
+from steploom_common.settings import ConfigError
 from steploom_engine_worker.adapter import merged_unet
+from steploom_engine_worker.calibration import input_scales
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Costs, Done, Job, Pending, Pixels, Stage
 from steploom_engine_worker.errors import ModelError, is_fatal
@@ -35,6 +37,7 @@ from steploom_engine_worker.model import Model, load_model
 from steploom_engine_worker.readiness import GATED, PLAIN, Kind, Readiness, Recording
 from steploom_engine_worker.slots import NO_ADAPTER, Slots
 from steploom_engine_worker.torch_engine import TorchEngine, device_of, model_root
+from steploom_kernels.fp8 import cannot_multiply
 
 MAX_PENDING = 4
 SLOTS_SHARE = 0.1  # of the device's free memory: a job's state is small, a tick's activations are not
@@ -77,13 +80,26 @@ def load_graph_engine(config: WorkerConfig) -> GraphEngine:
     if device.type == "cuda" and not config.slots:
         num_slots = slots_that_fit(torch.cuda.mem_get_info(device)[0], slot_bytes(model, config.max_steps, dtype))
     begin = time.perf_counter()
-    engine = GraphEngine(model, num_slots, config.max_steps, device, dtype, buckets, config.merge_adapters)
+    scales = _input_scales(config, model, device, dtype)
+    engine = GraphEngine(model, num_slots, config.max_steps, device, dtype, buckets, config.merge_adapters, scales)
     while config.record_all and engine.prepare() is not None:
         pass
     megabytes = engine.slots.num_bytes / 1e6
     seconds = time.perf_counter() - begin
     log.info("%d slots, %.0f MB; %d of %d buckets recorded in %.1f s", num_slots, megabytes, *engine.progress, seconds)
     return engine
+
+
+def _input_scales(
+    config: WorkerConfig, model: Model, device: torch.device, dtype: torch.dtype
+) -> Mapping[str, float] | None:
+    """Of the maps that are to be multiplied in e4m3; None: none is."""
+    if config.fp8 == "off":
+        return None
+    problem = cannot_multiply(device, dtype)
+    if problem:
+        raise ConfigError("worker.fp8", f"is {config.fp8!r}, {problem}")
+    return input_scales(model, device, dtype)
 
 
 def slot_bytes(model: Model, max_steps: int, dtype: torch.dtype) -> int:
@@ -111,10 +127,11 @@ class _Tick:
     end: Mark
     failures: Callable[[], dict[int, str]]
     pictures: Callable[[], list[Pixels]] = field(default=list)
+    previews: Mapping[int, Callable[[], Pixels]] = field(default_factory=dict)
 
     def wait(self) -> Done:
         self.end.wait()
-        return Done(self.pictures(), self.failures(), self.end.seconds_since(self.start))
+        return Done(self.pictures(), self.failures(), self.end.seconds_since(self.start), self.previews)
 
 
 class GraphEngine(TorchEngine):
@@ -128,6 +145,7 @@ class GraphEngine(TorchEngine):
         dtype: of the networks.
         buckets: what is recorded: the largest at once, the others by `prepare`.
         merge_adapters: whether ticks of one adapter alone run on weights with its changes in them.
+        input_scales: of the UNet's maps that are multiplied in e4m3; see `calibration`. None: none is.
     """
 
     _num_spare = 1  # what is recorded works on it: the last slot but those of the empty conditions
@@ -141,11 +159,13 @@ class GraphEngine(TorchEngine):
         dtype: torch.dtype,
         buckets: Buckets,
         merge_adapters: bool = True,
+        input_scales: Mapping[str, float] | None = None,
     ) -> None:
+        self._input_scales = input_scales
         self._tokens: HostRing | None = None
         super().__init__(model, num_slots, max_steps, device, dtype, merge_adapters)
         self._buckets = buckets
-        self._admission, self._side, self._main, self._previews = (open_lane(device) for _ in range(4))
+        self._admission, self._side, self._main = (open_lane(device) for _ in range(3))
         self._marks: list[Mark | None] = [None] * num_slots  # where what was last asked for of a slot ends
         most_jobs = max(*buckets.encode, *buckets.decode)
         ring = partial(HostRing, MAX_PENDING, device=device)
@@ -153,6 +173,7 @@ class GraphEngine(TorchEngine):
         self._job_slots = ring((most_jobs,), torch.int64)
         self._flags = ring((2, max(most_jobs, *buckets.denoise)), torch.bool)
         self._decoded = ring((max(buckets.decode), model.side, model.side, 3), torch.uint8)
+        self._estimates = ring((min(num_slots, max(buckets.denoise)), *model.latent_shape), torch.float32)
         self._staged = HostRing(num_slots - 1, (model.side, model.side, 3), torch.uint8, device)
         # an encode tick has tokens, and perhaps a mask
         self._tokens = HostRing(2 * MAX_PENDING + 1, (most_jobs, model.num_tokens), torch.int64, device)
@@ -167,11 +188,13 @@ class GraphEngine(TorchEngine):
     def _build_networks(self, model: Model, merge_adapters: bool) -> None:
         """The forms of the UNet, and a VAE's halves where it can be fused, in place of the model's."""
         adapters = [item.network for item in model.adapters]
-        self._forms = {PLAIN: FusedUNet(model.unet, adapters)}
+        scales = self._input_scales
+        self._forms = {PLAIN: FusedUNet(model.unet, adapters, input_scales=scales)}
         if adapters:
             self._forms[GATED] = self._forms[PLAIN]
         for number, adapter in enumerate(adapters if merge_adapters else []):
-            self._forms[number] = FusedUNet(merged_unet(model.unet, adapter), adapters, are_merged=True)
+            merged = merged_unet(model.unet, adapter)
+            self._forms[number] = FusedUNet(merged, adapters, are_merged=True, input_scales=scales)
         self._networks = dataclasses.replace(model, unet=None)
         self._encoder: FusedEncoder | None = None
         self._decoder: FusedDecoder | None = None
@@ -327,7 +350,7 @@ class GraphEngine(TorchEngine):
         return _Tick(start, end, failures)
 
     @torch.inference_mode()
-    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> Done | Pending:
+    def denoise(self, slots: Sequence[int], steps: Sequence[int], previewed: Sequence[int] = ()) -> Done | Pending:
         row_slots = [slots[job] for job in self.slots.rows(slots)[0]]
         graph = self._steps[self._readiness.take(Stage.DENOISE, self._form(slots), len(row_slots))]
         packed = self._packed[graph.bucket].next()
@@ -337,8 +360,18 @@ class GraphEngine(TorchEngine):
             graph.start(packed)
             flags = self._flags.next()
             flags[0, : len(row_slots)].copy_(graph.are_finite[: len(row_slots)], non_blocking=True)
+            previews = self._previews(self._copy_estimates(previewed))
             end = self._end(self._main, slots)
-        return _Tick(start, end, lambda: _failed(flags[0], row_slots, "the UNet"))
+        return _Tick(start, end, lambda: _failed(flags[0], row_slots, "the UNet"), previews=previews)
+
+    def _copy_estimates(self, slots: Sequence[int]) -> dict[int, Tensor]:
+        """What the jobs of slots are becoming, to the host, before the next tick can change it."""
+        if not slots:
+            return {}
+        staged = self._estimates.next()
+        for place, slot in enumerate(slots):
+            staged[place].copy_(self.slots.history[slot], non_blocking=True)
+        return {slot: staged[place] for place, slot in enumerate(slots)}
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int]) -> Done | Pending:
@@ -356,12 +389,6 @@ class GraphEngine(TorchEngine):
             lambda: _failed(flags[0], slots, "the VAE's decoder"),
             lambda: list(pictures[: len(slots)].numpy()),
         )
-
-    @torch.inference_mode()
-    def preview(self, slot: int) -> Pixels:
-        with self._previews.working():
-            self._previews.follow(self._marks[slot])
-            return super().preview(slot)
 
     def _form(self, slots: Sequence[int]) -> int:
         """Which form of the UNet a tick needs, by the adapters of its jobs."""

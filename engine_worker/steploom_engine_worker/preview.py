@@ -23,7 +23,7 @@ def fit_latent_colours(encode: Callable[[Tensor], Tensor], side: int) -> Tensor:
     Returns:
         float32 [channels + 1, 3].
     """
-    pictures = _colour_spots(side)
+    pictures = colour_spots(side)
     latents = encode(pictures).float()
     colours = torch.nn.functional.interpolate(pictures, latents.shape[-2:], mode="area")
     solution: Tensor = torch.linalg.lstsq(_with_one(latents), colours.permute(0, 2, 3, 1).flatten(0, 2)).solution
@@ -36,7 +36,8 @@ def latent_colours(latents: Tensor, colour_map: Tensor) -> Tensor:
     return (_with_one(latents[None].float()) @ colour_map).view(1, height, width, 3).permute(0, 3, 1, 2)
 
 
-def _colour_spots(side: int) -> Tensor:
+def colour_spots(side: int) -> Tensor:
+    """Two pictures [2, 3, side, side] of soft spots of random colours, -1 to 1, always the same."""
     count = 3 * _COARSE * _COARSE
     noise = philox_noise(as_int64(range(_PICTURES)), as_int64([0] * _PICTURES), count)
     spots = noise.view(_PICTURES, 3, _COARSE, _COARSE)

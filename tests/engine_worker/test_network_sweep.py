@@ -106,7 +106,9 @@ def checked(subject: Subject, names: set[str]) -> None:
 
 
 def test_the_fused_forms_are_right_on_a_cpu(unet: Any, tiny_model_dir: Path) -> None:
-    checked(unet_bench.unet_subject(unet, rank=2), {"eager", "fused, a fresh adapter of rank 2"})
+    names = {"eager", "fused, a fresh adapter of rank 2", "fused, fp8 linear layers"}
+    checked(unet_bench.unet_subject(unet, rank=2), names)
+    assert not any(module._forward_pre_hooks for module in unet.modules())
     subjects = vae_bench.vae_subjects(load_model(tiny_model_dir).vae)
     assert list(subjects) == ["encode", "decode"]
     for subject in subjects.values():
@@ -139,6 +141,7 @@ def test_without_a_gpu_it_says_so(main: Callable[[list[str]], int], capsys: pyte
         ("_geglu_kernel", "GEGLU"),
         ("_gated_lora_kernel", "adapters"),
         ("_add_kernel", "addition"),
+        ("_quantise_kernel", "quantisation"),
         ("void at::native::vectorized_elementwise_kernel<4, sin>", "other"),
     ],
 )

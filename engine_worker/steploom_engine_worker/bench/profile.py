@@ -16,6 +16,7 @@ _KINDS: Mapping[str, str] = {
     "layer norm": r"layer_norm|LayerNorm",
     "GEGLU": r"geglu",
     "adapters": r"lora|gated_up",
+    "quantisation": r"quantise",
     "addition": r"^_add",
     "matrix product": r"gemm|nvjet|cutlass|splitK|gemv|cublas",
     "copy and layout": r"copy|nchw|nhwc|Cat|transpose|upsample|Memcpy",

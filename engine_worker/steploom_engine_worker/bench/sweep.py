@@ -43,6 +43,7 @@ class Form:
     name: str
     build: Callable[[int], Forward]  # by the number of rows; what takes long in it is not timed
     rows: Sequence[int] | None = None  # None: all that are asked for
+    max_error: float = MAX_RELATIVE_ERROR  # what is further off is wrong
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _measure(form: Form, given: Inputs, expected: dict[int, Tensor], machine: Ma
         found = forward(*given).float()
         wanted = expected.setdefault(rows, found.clone())
         error = float((found - wanted).norm() / wanted.norm())
-        if not error <= MAX_RELATIVE_ERROR:
+        if not error <= form.max_error:
             return Point(form.name, rows, error=error, problem=f"is off by {error:.2g}")
         timing = machine.time(forward, [given])
     except Exception as problem:  # a compiler may fail in any way; the other forms are still worth their time

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from steploom_engine_worker.adapter import Adapter, linear_maps
 from steploom_engine_worker.bench import command
 from steploom_engine_worker.bench.sweep import Form, Forward, Subject, count_flops
+from steploom_engine_worker.calibration import Watch, scale_for
 from steploom_engine_worker.fused.blocks import Attend, sdpa
 from steploom_engine_worker.fused.unet import FusedUNet
 from steploom_engine_worker.tiny_model import FULL_SIZE, UNET
@@ -25,6 +26,7 @@ from steploom_kernels.gather_rows import RowScalars
 
 ROWS = (1, 3, 6, 12, 24, 48)
 AUTOTUNED_ROWS = (3, 12, 24)  # minutes each
+MAX_FP8_ERROR = 0.3  # of random weights, which make more of a rounding than trained ones; another result is off by 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +73,7 @@ def all_forms(unet: Any, rank: int) -> list[Form]:
         Form("fused, cuDNN attention", _fused(unet, with_backend(SDPBackend.CUDNN_ATTENTION))),
         Form("fused, own attention", _fused(unet, attention)),
         Form(f"fused, a fresh adapter of rank {rank}", _fused(unet, sdpa, adapter)),
+        Form("fused, fp8 linear layers", _narrow(unet), max_error=MAX_FP8_ERROR),
         Form("compile max-autotune", command.compiled(module, mode="max-autotune-no-cudagraphs"), AUTOTUNED_ROWS),
     ]
 
@@ -105,6 +108,21 @@ def _fused(unet: Any, attend: Attend, adapter: Adapter | None = None) -> Callabl
                 torch.ones(rows, 2, device=unet.device),
             )
         return lambda x, t, c: made[0](x, t, c, gates)
+
+    return build
+
+
+def _narrow(unet: Any) -> Callable[[int], Forward]:
+    """Linear layers in e4m3, by the scales of the inputs that are measured."""
+    made: list[nn.Module] = []
+
+    def build(rows: int) -> Forward:
+        if not made:
+            watch = Watch(unet)
+            _module(unet)(*inputs(unet, rows))
+            watch.end()
+            made.append(FusedUNet(unet, input_scales={name: scale_for(seen) for name, seen in watch.largest.items()}))
+        return lambda x, t, c: made[0](x, t, c)
 
     return build
 

@@ -126,9 +126,9 @@ class LayerNorm(nn.Module):
         self.register_buffer("bias", base.bias.detach())
         self.register_buffer("short", short)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Of x [n, tokens, width]."""
-        return layer_norm(x, self.weight, self.bias, eps=self.eps, shift=self.short)
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        """Of x [n, tokens, width]; with a scale quantised by it."""
+        return layer_norm(x, self.weight, self.bias, eps=self.eps, shift=self.short, scale=scale)
 
 
 class Resnet(nn.Module):
@@ -207,13 +207,13 @@ class Attention(nn.Module):
         self.bias = maps.bias(f"{name}.to_out.0")
         query, key, value = (f"{name}.{part}" for part in ("to_q", "to_k", "to_v"))
         own = [query] if is_cross else [query, key, value]
-        self.query = maps.dense(*own)
+        self.query = maps.narrow_dense(*own)
         has_bias = base.to_q.bias is not None
         self.register_buffer("query_bias", torch.cat([maps.bias(part) for part in own]) if has_bias else None)
         self.text_place = layout.reserve_text(key, value, len(self.query.weight)) if is_cross else None
 
     def add_to(self, total: Tensor, x: Tensor, tick: Tick) -> Tensor:
-        """Adds what x [n, tokens, width] attends to, short of `bias`."""
+        """Adds what x [n, tokens, width], as `query` wants it, attends to, short of `bias`."""
         n, count, _ = x.shape
         if self.text_place is None:
             q, k, v = self.query(x, tick.rows, self.query_bias).view(n, count, 3, self.heads, -1).unbind(2)
@@ -245,18 +245,19 @@ class TransformerLayer(nn.Module):
         self.attn2 = Attention(base.attn2, f"{name}.attn2", maps, layout, is_cross=True)
         short = summed(short, self.attn2.bias)
         self.norm3 = LayerNorm(base.norm3, short)
-        self.hidden = maps.dense(f"{name}.ff.net.0.proj")
-        self.out = maps.dense(f"{name}.ff.net.2")
+        self.hidden = maps.narrow_dense(f"{name}.ff.net.0.proj")
+        self.out = maps.narrow_dense(f"{name}.ff.net.2")
         self.register_buffer("hidden_bias", maps.bias(f"{name}.ff.net.0.proj"))
         self.register_buffer("short", summed(maps.bias(f"{name}.ff.net.2"), short))
 
     def forward(self, x: Tensor, tick: Tick) -> Tensor:
         """Changes x [n, tokens, width]."""
-        self.attn1.add_to(x, self.norm1(x), tick)
-        self.attn2.add_to(x, self.norm2(x), tick)
-        hidden = self.hidden(self.norm3(x), tick.rows, self.hidden_bias)
+        rows = tick.rows
+        self.attn1.add_to(x, self.norm1(x, self.attn1.query.wants(rows)), tick)
+        self.attn2.add_to(x, self.norm2(x, self.attn2.query.wants(rows)), tick)
+        hidden = self.hidden(self.norm3(x, self.hidden.wants(rows)), rows, self.hidden_bias)
         n, count, _ = hidden.shape
-        return self.out.add_to(x, geglu(hidden.flatten(0, 1)).view(n, count, -1), tick.rows)
+        return self.out.add_to(x, geglu(hidden.flatten(0, 1), scale=self.out.wants(rows)).view(n, count, -1), rows)
 
 
 class Transformer(nn.Module):

@@ -73,6 +73,7 @@ class FusedUNet(nn.Module):
         adapters: whose changes rows may ask for; a row's number counts in this order.
         are_merged: the adapters' changes are in the UNet's weights already: only their guidance embeddings count.
         attend: the attention; see `blocks.sdpa`.
+        input_scales: of the transformers' maps that are multiplied in e4m3, by their names; None: none is.
 
     Raises:
         ValueError: the UNet has something that is not known here.
@@ -82,14 +83,20 @@ class FusedUNet(nn.Module):
     out_bias: Tensor
 
     def __init__(
-        self, unet: Any, adapters: Sequence[Adapter] = (), *, are_merged: bool = False, attend: Attend = sdpa
+        self,
+        unet: Any,
+        adapters: Sequence[Adapter] = (),
+        *,
+        are_merged: bool = False,
+        attend: Attend = sdpa,
+        input_scales: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         problem = cannot_fuse(unet)
         if problem:
             raise ValueError(problem)
         self.attend = attend
-        maps = Maps(unet, [] if are_merged else [adapter.changes for adapter in adapters])
+        maps = Maps(unet, [] if are_merged else [adapter.changes for adapter in adapters], input_scales)
         layout = Layout()
         self._build_blocks(unet, maps, layout)
         self.times = maps.row_dense(*layout.time_names, biases=layout.time_biases)
