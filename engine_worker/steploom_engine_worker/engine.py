@@ -7,7 +7,7 @@ of its own, so that a device need not stand still while its answer is on the way
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
@@ -71,6 +71,8 @@ class Done:
         default_factory=dict
     )  # by slot, why its job cannot go on; all others have moved
     seconds: float | None = None  # of device time; None: from the call until it was done
+    # of denoise, by slot, as asked for: gives a small picture of what the job is becoming, or raises
+    previews: Mapping[int, Callable[[], Pixels]] = field(default_factory=dict, repr=False)
 
     def wait(self) -> Done:
         """Itself: there is nothing to wait for."""
@@ -142,14 +144,14 @@ class Engine(Protocol):
     def encode(self, slots: Sequence[int]) -> Done | Pending:
         """Picture, instruction and initial noise of each job into its slot."""
 
-    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> Done | Pending:
-        """One sampler step of each job: step `steps[i]`, from 0, of the job in `slots[i]`. No slot comes twice."""
+    def denoise(self, slots: Sequence[int], steps: Sequence[int], previewed: Sequence[int] = ()) -> Done | Pending:
+        """One sampler step of each job: step `steps[i]`, from 0, of the job in `slots[i]`. No slot comes twice.
+
+        For the slots in `previewed` what it ends with has previews, of this very step whatever is started after it.
+        """
 
     def decode(self, slots: Sequence[int]) -> Done | Pending:
         """Each job's picture. The slots stay as they are."""
-
-    def preview(self, slot: int) -> Pixels:
-        """A small picture of what the job is becoming, after its latest step; on any thread."""
 
     def release(self, slot: int) -> None:
         """Forgets the job of a slot."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class FakeEngine:
         self._spend(Stage.ENCODE, len(slots))
         return Done()
 
-    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> Done | Pending:
+    def denoise(self, slots: Sequence[int], steps: Sequence[int], previewed: Sequence[int] = ()) -> Done | Pending:
         self._denoise_ticks += 1
         self._spend(Stage.DENOISE, sum(self._rows(self._jobs[slot]) for slot in slots))
         for slot in slots:
@@ -95,13 +96,15 @@ class FakeEngine:
                 raise EngineError(f"slot {slot} is at step {self._done[slot]}, not {step}")
             self._done[slot] += 1
         bad = [slot for slot in slots if OVERFLOW in self._jobs[slot].instruction]
-        return Done(failures=dict.fromkeys(bad, "overflows, as it was told to"))
+        previews = {slot: partial(self.preview, slot) for slot in previewed}
+        return Done(failures=dict.fromkeys(bad, "overflows, as it was told to"), previews=previews)
 
     def decode(self, slots: Sequence[int]) -> Done | Pending:
         self._spend(Stage.DECODE, len(slots))
         return Done([draw(self._jobs[slot], self._done[slot]) for slot in slots])
 
     def preview(self, slot: int) -> Pixels:
+        """Shows how far a job is by now."""
         return np.ascontiguousarray(draw(self._jobs[slot], self._done[slot])[::4, ::4])
 
     def release(self, slot: int) -> None:

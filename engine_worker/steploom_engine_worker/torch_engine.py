@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -208,7 +208,7 @@ class TorchEngine:
         return Done(failures=failures)
 
     @torch.inference_mode()
-    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> Done | Pending:
+    def denoise(self, slots: Sequence[int], steps: Sequence[int], previewed: Sequence[int] = ()) -> Done | Pending:
         # the rows of an adapter must stand together
         order = sorted(range(len(slots)), key=lambda job: self.slots.adapters[slots[job]])
         slots, steps = [slots[job] for job in order], [steps[job] for job in order]
@@ -231,7 +231,9 @@ class TorchEngine:
             self.slots.latents,
             self.slots.history,
         )
-        return Done(failures=_not_finite(prediction, [slots[job] for job in row_jobs], "the UNet"))
+        failures = _not_finite(prediction, [slots[job] for job in row_jobs], "the UNet")
+        estimates = {slot: self.slots.history[slot].to("cpu", copy=True) for slot in previewed}
+        return Done(failures=failures, previews=self._previews(estimates))
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int]) -> Done | Pending:
@@ -239,10 +241,13 @@ class TorchEngine:
         failures = _not_finite(image, slots, "the VAE's decoder")
         return Done(list(pixels_out(image).cpu().numpy()), failures)
 
+    def _previews(self, estimates: Mapping[int, Tensor]) -> dict[int, Callable[[], Pixels]]:
+        """Of the finished latents of jobs, by slot, as they are estimated on the way; they lie on the host."""
+        return {slot: partial(self._preview, estimate) for slot, estimate in estimates.items()}
+
     @torch.inference_mode()
-    def preview(self, slot: int) -> Pixels:
-        picture = latent_colours(self.slots.history[slot].cpu(), self._colour_map)
-        pixels: Pixels = pixels_out(picture)[0].numpy()
+    def _preview(self, estimate: Tensor) -> Pixels:
+        pixels: Pixels = pixels_out(latent_colours(estimate, self._colour_map))[0].numpy()
         return pixels
 
     def release(self, slot: int) -> None:

@@ -345,8 +345,17 @@ class Worker:
         if tick.stage is Stage.ENCODE:
             return self._engine.encode(tick.slots)
         if tick.stage is Stage.DENOISE:
-            return self._engine.denoise(tick.slots, tick.steps)
+            return self._engine.denoise(tick.slots, tick.steps, self._previewed(tick))
         return self._engine.decode(tick.slots)
+
+    def _previewed(self, tick: Tick) -> list[int]:
+        """The slots whose jobs asked for a preview after this step."""
+        slots = []
+        for slot, step in zip(tick.slots, tick.steps, strict=True):
+            admit, count = self._ledger[slot].admit, step + 1
+            if admit.preview_every and count % admit.preview_every == 0 and count < admit.steps:
+                slots.append(slot)
+        return slots
 
     def _land(self, flight: _Flight, done: Done) -> None:
         """Writes the pictures of a tick that is done, and answers it."""
@@ -356,7 +365,7 @@ class Worker:
         if flight.tick.stage is Stage.DECODE:
             pictures = flight.session.write(lambda: self._finished(flight, done.pictures, failures))
         elif flight.tick.stage is Stage.DENOISE:
-            pictures = self._previews(flight, failures)
+            pictures = self._previews(done, failures)
         for slot, reason in failures.items():
             log.warning("tick %d: slot %d cannot go on: %s", flight.tick.tick_id, slot, reason)
         flight.session.report(replace(answer, pictures=pictures, failures=failures))
@@ -373,20 +382,17 @@ class Worker:
                 failures[admit.slot] = f"its picture cannot be written: {error}"
         return pictures
 
-    def _previews(self, flight: _Flight, failures: Mapping[int, str]) -> list[SlotPicture]:
-        """Of the jobs that asked for one at this step; a preview that fails is left out."""
+    def _previews(self, done: Done, failures: Mapping[int, str]) -> list[SlotPicture]:
+        """Of the jobs that have not failed; a preview that fails is left out."""
         pictures = []
-        for admit, step in zip(flight.admits, flight.tick.steps, strict=True):
-            count = step + 1
-            if not admit.preview_every or count % admit.preview_every or count == admit.steps:
-                continue
-            if admit.slot in failures:
+        for slot, draw in done.previews.items():
+            if slot in failures:
                 continue
             try:
-                pictures.append(SlotPicture(admit.slot, self._pictures.write(self._engine.preview(admit.slot), None)))
+                pictures.append(SlotPicture(slot, self._pictures.write(draw(), None)))
             except Exception as error:
                 _reraise_fatal(error)
-                log.exception("no preview of slot %d", admit.slot)
+                log.exception("no preview of slot %d", slot)
         return pictures
 
 

@@ -332,12 +332,21 @@ def test_slots_are_as_many_as_the_memory_allows(adapted_dir: Path) -> None:
     assert slots_that_fit(each, each) == 1
 
 
-def test_a_preview_is_of_the_latest_step(plain: TorchEngine, engine: GraphEngine, make_job: Callable[..., Job]) -> None:
+def test_a_preview_is_of_its_own_step_whatever_is_started_after_it(
+    plain: TorchEngine, engine: GraphEngine, make_job: Callable[..., Job]
+) -> None:
+    previews: dict[TorchEngine, list[np.ndarray]] = {}
     for each in (plain, engine):
-        each.admit(0, make_job(steps=2))
-        done(each.encode([0]))
-        done(each.denoise([0], [0]))
-    assert np.abs(plain.preview(0).astype(int) - engine.preview(0)).max() <= 1
+        for slot in (0, 1, 2):
+            each.admit(slot, make_job(steps=4, seed=slot))
+        done(each.encode([0, 1, 2]))
+        started = [each.denoise([0, 1, 2], [step] * 3, previewed=[2, 0]) for step in range(3)]
+        ended = [done(tick) for tick in (*started, each.denoise([0, 1], [3, 3]))]
+        assert [list(item.previews) for item in ended] == [[2, 0], [2, 0], [2, 0], []]
+        previews[each] = [draw() for item in ended for draw in item.previews.values()]
+    assert len({picture.tobytes() for picture in previews[engine]}) == 6
+    for ours, theirs in zip(previews[engine], previews[plain], strict=True):
+        assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 def test_a_worker_drives_it_from_warm_up_to_the_pictures(
@@ -419,7 +428,7 @@ class Followed:
 def test_a_stage_follows_what_its_own_jobs_were_at(
     engine: GraphEngine, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lanes = {name: Followed() for name in ("_admission", "_side", "_main", "_previews")}
+    lanes = {name: Followed() for name in ("_admission", "_side", "_main")}
     for name, lane in lanes.items():
         monkeypatch.setattr(engine, name, lane)
     for slot in (0, 1):
@@ -435,8 +444,6 @@ def test_a_stage_follows_what_its_own_jobs_were_at(
     done(engine.decode([0]))
     assert lanes["_side"].marks[-1] is denoised  # not the other job's later step
     drawn = engine._marks[0]
-    engine.preview(0)
-    assert lanes["_previews"].marks == [drawn]
     engine.release(0)
     engine.admit(0, make_job())  # of a batcher that does not know of the ticks of the one before
     assert lanes["_admission"].marks[-1] is drawn

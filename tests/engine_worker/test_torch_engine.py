@@ -261,8 +261,9 @@ def test_a_preview_has_the_size_of_the_latents_and_looks_like_the_picture(
 ) -> None:
     tiny_engine.admit(0, make_job())
     tiny_engine.encode([0])
-    tiny_engine.denoise([0], [0])
-    preview = tiny_engine.preview(0)
+    done = tiny_engine.denoise([0], [0], previewed=[0]).wait()
+    tiny_engine.denoise([0], [1])
+    preview = done.previews[0]()
     assert preview.shape == (8, 8, 3)
     assert preview.dtype == np.uint8
 

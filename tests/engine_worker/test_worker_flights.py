@@ -55,15 +55,15 @@ class Device(FakeEngine):
     def encode(self, slots: Sequence[int]) -> Done | Pending:
         return self._fly(super().encode(slots))
 
-    def denoise(self, slots: Sequence[int], steps: Sequence[int]) -> Done | Pending:
-        return self._fly(super().denoise(slots, steps))
+    def denoise(self, slots: Sequence[int], steps: Sequence[int], previewed: Sequence[int] = ()) -> Done | Pending:
+        return self._fly(super().denoise(slots, steps, previewed))
 
     def decode(self, slots: Sequence[int]) -> Done | Pending:
         return self._fly(super().decode(slots))
 
     def _fly(self, started: Done | Pending) -> Flight:
         done = started.wait()
-        flight = Flight(Done(done.pictures, done.failures, seconds=0.25))
+        flight = Flight(Done(done.pictures, done.failures, 0.25, done.previews))
         self.all.append(flight)
         self.flights.put(flight)
         return flight
