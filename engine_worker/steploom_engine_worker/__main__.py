@@ -51,13 +51,13 @@ def _run(arguments: argparse.Namespace) -> int:
         config = read_section(arguments.config, "worker", WorkerConfig)
         config = replace(config, engine=arguments.engine, model=arguments.model)
         has_ended = asyncio.run(_serve(config, arguments.listen))
-    except (ConfigError, ModelError, BindError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except Exception as error:
-        if is_fatal(error):
+        if is_fatal(error):  # also where a model could not be read for want of memory
             log.critical("the engine cannot go on: %s", error)
             return EXIT_FATAL
+        if isinstance(error, (ConfigError, ModelError, BindError)):
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         log.critical("the worker ends", exc_info=error)
         return 1
     return 0 if has_ended else 1

@@ -91,7 +91,8 @@ class Pending(Protocol):
 
 
 class Engine(Protocol):
-    """Runs the stages of jobs that lie in slots. Every method but `release` may raise; no job has moved then.
+    """Runs the stages of jobs that lie in slots. Every method but `release` may raise; no job has moved then. Where one
+    does, the engine is asked by `check` whether it can go on.
 
     A job's result does not depend on the other jobs of a call beyond rounding.
     """
@@ -155,3 +156,10 @@ class Engine(Protocol):
 
     def release(self, slot: int) -> None:
         """Forgets the job of a slot."""
+
+    def check(self) -> None:
+        """Asks the device whether it still works, and waits for its answer; on any thread.
+
+        Raises:
+            Exception: it does not, and never will again in this process.
+        """

@@ -111,6 +111,9 @@ class FakeEngine:
         self._jobs.pop(slot, None)
         self._done.pop(slot, None)
 
+    def check(self) -> None:
+        pass
+
     def _seconds(self, stage: Stage, count: int) -> float:
         fake = self._fake
         base, each = {

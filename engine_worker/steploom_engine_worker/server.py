@@ -67,6 +67,8 @@ class WorkerServer:
             await self._set_health(False)
             has_ended = await asyncio.to_thread(self.worker.stop, 0.0 if shutdown.forced.is_set() else _JOIN_S)
             await server.stop(grace=None)
+        if self.worker.ended.done():
+            self.worker.ended.result()  # a device that was lost on the way out is told too
         return has_ended
 
     async def _serve(self, shutdown: Shutdown) -> None:
@@ -82,7 +84,7 @@ class WorkerServer:
         await shutdown.grace(self._drained(), self._drain_s)
 
     async def _drained(self) -> None:
-        while not self.worker.is_idle:  # noqa: ASYNC110 - the other side is a thread
+        while not (self.worker.is_idle or self.worker.ended.done()):  # noqa: ASYNC110 - the other side is a thread
             await asyncio.sleep(_POLL_S)
 
     async def _set_health(self, is_serving: bool) -> None:

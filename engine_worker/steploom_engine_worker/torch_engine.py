@@ -253,6 +253,10 @@ class TorchEngine:
     def release(self, slot: int) -> None:
         self._instructions[slot] = ""
 
+    def check(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
     def _index(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)
 

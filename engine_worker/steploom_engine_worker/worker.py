@@ -28,7 +28,7 @@ from steploom_engine_worker.commands import (
     TickStatus,
 )
 from steploom_engine_worker.engine import Costs, Done, Engine, Job, Pending, Pixels, Stage
-from steploom_engine_worker.errors import FatalEngineError, is_fatal
+from steploom_engine_worker.errors import FatalEngineError, is_fatal, is_refused_memory
 from steploom_engine_worker.landing import Landing
 from steploom_engine_worker.ledger import IllegalMove, Ledger, Verdict
 from steploom_engine_worker.mailbox import Mailbox
@@ -272,7 +272,7 @@ class Worker:
         try:
             self._engine.admit(admit.slot, self._job(admit))
         except Exception as error:
-            _reraise_fatal(error)
+            self._reraise_fatal(error)
             log.warning("job %s cannot run: %s", admit.job_id, error)
             self._ledger.break_slot(admit.slot, str(error))
 
@@ -316,7 +316,9 @@ class Worker:
         try:
             started = self._start(tick)
         except Exception as error:
-            _reraise_fatal(error)
+            # fewer jobs need less memory: a tick that has failed is run again in halves
+            may_run_smaller = is_refused_memory(error) and len(tick.slots) > 1
+            self._reraise_fatal(error, unless=may_run_smaller)
             log.exception("tick %d failed: %s of slots %s", tick.tick_id, tick.stage.name, list(tick.slots))
             seconds = time.perf_counter() - begin
             reason = f"{type(error).__name__}: {error}"
@@ -332,7 +334,7 @@ class Worker:
         """Raises what the device has failed with, if it has."""
         error = self._landing.error if self._landing is not None else None
         if error is not None:
-            raise FatalEngineError(f"{type(error).__name__}: {error}") from error
+            raise _fatal(error) from error
 
     def _in_order(self, action: Callable[[], None]) -> None:
         """Runs what answers a tick after the answers of all before it."""
@@ -391,11 +393,26 @@ class Worker:
             try:
                 pictures.append(SlotPicture(slot, self._pictures.write(draw(), None)))
             except Exception as error:
-                _reraise_fatal(error)
+                self._reraise_fatal(error, unless=is_refused_memory(error))
                 log.exception("no preview of slot %d", slot)
         return pictures
 
+    def _reraise_fatal(self, error: Exception, unless: bool = False) -> None:
+        """Raises where the engine cannot go on: `error` says so, or the device does, whatever the error's words are.
 
-def _reraise_fatal(error: Exception) -> None:
-    if is_fatal(error):
-        raise FatalEngineError(f"{type(error).__name__}: {error}") from error
+        Args:
+            error: what a stage or an admission raised.
+            unless: whether its words are no reason; the device is asked all the same.
+        """
+        if is_fatal(error) and not unless:
+            raise _fatal(error) from error
+        if isinstance(error, ValueError):  # of a job's own; asking waits for all that the device is at
+            return
+        try:
+            self._engine.check()
+        except Exception as lost:
+            raise _fatal(lost) from error
+
+
+def _fatal(error: BaseException) -> FatalEngineError:
+    return FatalEngineError(f"{type(error).__name__}: {error}")

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
+import faulty_worker
+import grpc
 import numpy as np
 import pytest
 import torch
 
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Job
+from steploom_engine_worker.errors import EXIT_FATAL
 from steploom_engine_worker.graph_engine import GraphEngine, load_graph_engine
 from steploom_engine_worker.torch_engine import TorchEngine, load_torch_engine
 from steploom_engine_worker.warmup import warm_up
+from steploom_loadtest.stack import to_toml
+from steploom_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="runs on a GPU")
 
@@ -129,3 +138,59 @@ def test_costs_are_of_device_time(half: GraphEngine, adapted_dir: Path) -> None:
     costs = warm_up(half, config(adapted_dir))
     assert len(costs) == 2 + 4 + 2
     assert all(0 < seconds < 1 for seconds in costs.values())
+
+
+@pytest.mark.parametrize("poison", ["poison-assertion", "poison-address"])
+def test_a_poisoned_gpu_ends_the_process_with_a_code_of_its_own(
+    adapted_dir: Path, make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poison: str
+) -> None:
+    """A kernel that writes to where nothing is, and one that reads behind the end of an array."""
+    monkeypatch.setenv("PYTHONPATH", faulty_worker.python_path())
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults" / poison).write_text("now")
+    settings = asdict(config(adapted_dir, device="cuda", dtype="float16", denoise_buckets=(3,)))
+    (tmp_path / "w.toml").write_text(to_toml({"worker": settings}))
+    address = f"unix:{tmp_path}/w.sock"
+    command = [sys.executable, faulty_worker.__file__, str(tmp_path / "faults"), "--config", str(tmp_path / "w.toml")]
+    with subprocess.Popen([*command, "--listen", address], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert not drive(address, make_job())
+            _, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode == EXIT_FATAL, errors
+    assert "the engine cannot go on: " in errors
+
+
+def drive(address: str, job: Job) -> bool:
+    """Whether a worker draws a picture."""
+    pixels = worker_pb2.Pixels(height=job.pixels.shape[0], width=job.pixels.shape[1], inline=job.pixels.tobytes())
+    steps = faulty_worker.STEPS_BEFORE + 3
+    admit = worker_pb2.Admit(
+        job_id="a", instruction=job.instruction, pixels=pixels, steps=steps, guidance_scale=job.guidance_scale,
+        image_guidance_scale=job.image_guidance_scale,
+    )  # fmt: skip
+    ticks = [
+        worker_pb2.Tick(tick_id=1, stage=worker_pb2.STAGE_ENCODE, slots=[0]),
+        *(
+            worker_pb2.Tick(tick_id=2 + step, stage=worker_pb2.STAGE_DENOISE, slots=[0], steps=[step])
+            for step in range(steps)
+        ),
+        worker_pb2.Tick(tick_id=99, stage=worker_pb2.STAGE_DECODE, slots=[0]),
+    ]
+    ended = threading.Event()
+
+    def stay() -> Iterator[worker_pb2.Command]:
+        """A batcher keeps its stream open: a worker forgets what waits when it closes."""
+        yield worker_pb2.Command(admit=admit)
+        yield from (worker_pb2.Command(tick=tick) for tick in ticks)
+        ended.wait(240)
+
+    with grpc.insecure_channel(address) as channel:
+        reports = worker_pb2_grpc.WorkerStub(channel).Drive(stay(), wait_for_ready=True, timeout=240)
+        try:
+            return any(report.tick_done.tick_id == 99 for report in reports)
+        except grpc.RpcError:
+            return False
+        finally:
+            ended.set()

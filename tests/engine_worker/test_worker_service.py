@@ -258,6 +258,19 @@ async def test_running_out_of_memory_breaks_the_stream_and_ends_the_server(tmp_p
             await this.task
 
 
+async def test_a_device_that_is_lost_while_the_worker_drains_ends_it_at_once(tmp_path: Path) -> None:
+    async with running(tmp_path) as this:
+        call = this.drive()
+        await call.read()
+        await send(call, admit(0, instruction="exhaust"), tick(1, ENCODE, [0]))
+        this.shutdown.signal()
+        while await this.health() != health_pb2.HealthCheckResponse.NOT_SERVING:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await call.write(tick(2, DENOISE, [0], (0,)))
+        with pytest.raises(FatalEngineError):
+            await asyncio.wait_for(this.task, PATIENCE_S)
+
+
 async def test_drains_before_it_ends(tmp_path: Path) -> None:
     async with running(tmp_path) as this:
         call = this.drive()
