@@ -61,7 +61,17 @@ class Slots:
     @property
     def num_bytes(self) -> int:
         """Memory of all arrays."""
-        return sum(item.nbytes for item in vars(self).values() if isinstance(item, Tensor))
+        return sum(item.nbytes for item in self.exported().values())
+
+    def exported(self) -> dict[str, Tensor]:
+        """All arrays by their names, for runtimes other than torch: contiguous, each at one address for good.
+
+        Nothing is copied on the way: `data_ptr()` is what TensorRT's `set_tensor_address` takes; `__dlpack__()` gives a
+        capsule for `from_dlpack` of numpy, CuPy or torch, and what comes from there goes back by `torch.from_dlpack`
+        (https://dmlc.github.io/dlpack/latest). An array knows nothing of order: who reads or writes one does it in the
+        lane whose turn it is (see `lane`), and gives that lane's stream to `__dlpack__`.
+        """
+        return {name: item for name, item in vars(self).items() if isinstance(item, Tensor)}
 
     def put_table(self, slot: int, table: Table) -> None:
         """A job's course."""
