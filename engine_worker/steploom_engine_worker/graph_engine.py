@@ -183,6 +183,9 @@ class GraphEngine(TorchEngine):
         self._seconds: dict[Recording, float] = {}  # of one tick
         self._readiness = Readiness(self._kinds(model), self._alone(model))
         self._is_prepared_for = False  # what ticks want is counted
+        self._text_problem = self._why_text_is_apart()
+        if self._text_problem:
+            log.warning("the text encoder is not recorded, encode ticks take longer: %s", self._text_problem)
         self._record()
 
     def _build_networks(self, model: Model, merge_adapters: bool) -> None:
@@ -250,7 +253,8 @@ class GraphEngine(TorchEngine):
             graph = StepGraph(bucket, self.slots, self._forms[form], form != PLAIN, self._main)
             self._steps[recording] = graph
         elif stage is Stage.ENCODE:
-            encode = EncodeWork(bucket, self.slots, self._encode_pictures)
+            encode_text = None if self._text_problem else self._text_states
+            encode = EncodeWork(bucket, self.slots, self._encode_pictures, encode_text)
             graph = JobGraph(bucket, encode, spare, self._device, self._side)
             self._encodes[recording] = graph, encode
         else:
@@ -259,6 +263,14 @@ class GraphEngine(TorchEngine):
             self._decodes[recording] = graph, decode
         self._seconds[recording] = _seconds_of(graph.replay, self._lane(stage))
         self._readiness.add(recording)
+
+    @torch.inference_mode()
+    def _why_text_is_apart(self) -> str:
+        """Why the text encoder cannot be recorded with the rest of an encode tick; empty where it can."""
+        if self._text_has_mask:
+            return "it has a mask, and looks into that"
+        tokens = torch.zeros(1, self._networks.num_tokens, dtype=torch.int64, device=self._device)
+        return self._side.obstacle(lambda: self._text_states(tokens))
 
     def _lane(self, stage: Stage) -> Lane:
         return self._main if stage is Stage.DENOISE else self._side
@@ -311,9 +323,15 @@ class GraphEngine(TorchEngine):
     def _place(self, tokens: Tensor) -> Tensor:
         if self._tokens is None:
             return super()._place(tokens)
-        staged = self._tokens.next()[: len(tokens)]
-        staged.copy_(tokens)
-        return staged.to(self._device, non_blocking=True)
+        return self._stage(tokens, len(tokens)).to(self._device, non_blocking=True)
+
+    def _stage(self, tokens: Tensor, count: int) -> Tensor:
+        """Tokens where the device can read them without waiting; the first job's again for those beyond the jobs."""
+        assert self._tokens is not None
+        staged = self._tokens.next()[:count]
+        staged[: len(tokens)] = tokens
+        staged[len(tokens) :] = tokens[0]
+        return staged
 
     def _begin(self, lane: Lane, slots: Sequence[int]) -> Mark:
         """Lets a lane wait for whatever was last asked for of these slots."""
@@ -331,14 +349,21 @@ class GraphEngine(TorchEngine):
     @torch.inference_mode()
     def encode(self, slots: Sequence[int]) -> Done | Pending:
         graph, work = self._encodes[self._readiness.take(Stage.ENCODE, PLAIN, len(slots))]
+        instructions = [self._instructions[slot] for slot in slots]
+        tokens = None if self._text_problem else self._stage(self._tokenise(instructions).input_ids, graph.bucket)
         with self._side.working():
             start = self._begin(self._side, slots)
+            if tokens is not None:
+                work.tokens.copy_(tokens, non_blocking=True)
             graph.start(pad_jobs(graph.bucket, slots, self._job_slots.next()))
-            text = self._encode_text([self._instructions[slot] for slot in slots])
-            self.slots.text[graph.slots[: len(slots)]] = text
+            are_texts_finite = work.are_texts_finite
+            if tokens is None:
+                text = self._encode_text(instructions)
+                self.slots.text[graph.slots[: len(slots)]] = text
+                are_texts_finite = torch.isfinite(text).flatten(1).all(1)
             flags = self._flags.next()
             flags[0, : len(slots)].copy_(work.are_finite[: len(slots)], non_blocking=True)
-            flags[1, : len(slots)].copy_(torch.isfinite(text).flatten(1).all(1), non_blocking=True)
+            flags[1, : len(slots)].copy_(are_texts_finite[: len(slots)], non_blocking=True)
             end = self._end(self._side, slots)
 
         def failures() -> dict[int, str]:

@@ -167,19 +167,36 @@ class JobGraph:
 
 
 class EncodeWork:
-    """What an encode tick does beside the text, over the memory of a bucket.
+    """What an encode tick does, over the memory of a bucket.
+
+    Args:
+        bucket: jobs.
+        slots: their memory.
+        encode: pictures to latents.
+        encode_text: tokens to text states; None: texts are not a part of it.
 
     Attributes:
-        are_finite: bool [bucket], of each job, after a tick.
+        are_finite: bool [bucket], of the picture of each job, after a tick.
+        are_texts_finite: the same of its text.
+        tokens: int64 [bucket, tokens], of each job, to be filled before a tick.
     """
 
-    def __init__(self, bucket: int, slots: Slots, encode: Callable[[Tensor], Tensor]) -> None:
-        self.are_finite = torch.zeros(bucket, dtype=torch.bool, device=slots.latents.device)
-        self._slots, self._encode = slots, encode
-        self._starts = torch.zeros(bucket, dtype=torch.int64, device=slots.latents.device)
+    def __init__(
+        self,
+        bucket: int,
+        slots: Slots,
+        encode: Callable[[Tensor], Tensor],
+        encode_text: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        device = slots.latents.device
+        self.are_finite = torch.zeros(bucket, dtype=torch.bool, device=device)
+        self.are_texts_finite = torch.zeros_like(self.are_finite)
+        self.tokens = torch.zeros(bucket, slots.text.shape[1], dtype=torch.int64, device=device)
+        self._slots, self._encode, self._encode_text = slots, encode, encode_text
+        self._starts = torch.zeros(bucket, dtype=torch.int64, device=device)
 
     def __call__(self, index: Tensor) -> None:
-        """Picture and initial noise of the jobs of these slots."""
+        """Picture, text and initial noise of the jobs of these slots."""
         slots = self._slots
         image_latents = self._encode(pixels_in(slots.pixels[index], slots.image_latents.dtype))
         _are_finite(image_latents, self.are_finite)
@@ -188,6 +205,10 @@ class EncodeWork:
         noise = philox_noise(slots.seeds[index], self._starts, math.prod(shape))
         slots.latents[index] = (noise * slots.initial_scale[index, None]).view(-1, *shape)
         slots.history[index] = torch.zeros_like(slots.history[index])
+        if self._encode_text is not None:
+            text = self._encode_text(self.tokens)
+            _are_finite(text, self.are_texts_finite)
+            slots.text[index] = text
 
 
 class DecodeWork:

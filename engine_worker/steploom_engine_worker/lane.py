@@ -33,6 +33,9 @@ class Lane(Protocol):
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         """Runs it once, and gives what repeats it, over the same memory."""
 
+    def obstacle(self, run: Callable[[], object]) -> str:
+        """Why it cannot be recorded: it waits for the device. Empty where it can; other threads must be still."""
+
     def mark(self) -> Mark:
         """The end of what is in the lane now."""
 
@@ -65,6 +68,10 @@ class _ThreadLane:
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         run()
         return run
+
+    def obstacle(self, run: Callable[[], object]) -> str:
+        del run
+        return ""
 
     def mark(self) -> Mark:
         return _Moment()
@@ -107,6 +114,20 @@ class _CudaLane:
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             run()
         return graph.replay
+
+    def obstacle(self, run: Callable[[], object]) -> str:
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        mode = torch.cuda.get_sync_debug_mode()
+        with self.working():
+            run()  # what is done once alone may wait
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                run()
+            except RuntimeError as error:
+                return str(error)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        return ""
 
     def mark(self) -> Mark:
         return _Event(self._stream)

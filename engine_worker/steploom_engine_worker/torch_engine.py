@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -275,17 +276,27 @@ class TorchEngine:
         return image
 
     def _encode_text(self, instructions: list[str]) -> Tensor:
-        tokens = self._networks.tokenizer(
+        tokens = self._tokenise(instructions)
+        mask = self._place(tokens.attention_mask) if self._text_has_mask else None
+        return self._text_states(self._place(tokens.input_ids), mask)
+
+    @property
+    def _text_has_mask(self) -> bool:
+        return bool(getattr(self._networks.text_encoder.config, "use_attention_mask", False))
+
+    def _tokenise(self, instructions: list[str]) -> Any:
+        """Tokens and masks, int64 [jobs, tokens] each, on the host."""
+        return self._networks.tokenizer(
             instructions,
             padding="max_length",
             max_length=self._networks.num_tokens,
             truncation=True,
             return_tensors="pt",
         )
-        encoder = self._networks.text_encoder
-        has_mask = getattr(encoder.config, "use_attention_mask", False)
-        mask = self._place(tokens.attention_mask) if has_mask else None
-        text: Tensor = encoder(self._place(tokens.input_ids), attention_mask=mask)[0]
+
+    def _text_states(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[jobs, tokens, width] of tokens on the device."""
+        text: Tensor = self._networks.text_encoder(tokens, attention_mask=mask)[0]
         return text
 
     def _place(self, tokens: Tensor) -> Tensor:

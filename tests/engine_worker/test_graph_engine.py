@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from steploom_common.settings import ConfigError
+from steploom_engine_worker import lane
 from steploom_engine_worker.commands import Admit, Command, Picture, Tick, TickDone, TickStatus
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Costs, Done, Job, Pending, Stage
@@ -300,6 +302,85 @@ def test_the_vae_is_fused_and_the_module_let_go(plain: TorchEngine, engine: Grap
     torch.testing.assert_close(engine._decode_latents(latents), expected, rtol=1e-5, atol=TOLERANCE)
 
 
+def test_each_job_has_its_own_text_and_padding_changes_none(
+    plain: TorchEngine, engine: GraphEngine, make_job: Callable[..., Job]
+) -> None:
+    words = ["make the hair blond", "smile", ""]
+    for each in (plain, engine):
+        for slot, instruction in zip((3, 0, 4), words, strict=True):
+            each.admit(slot, make_job(instruction=instruction))
+        done(each.encode([3, 0, 4]))
+    assert not engine._text_problem
+    torch.testing.assert_close(engine.slots.text[[3, 0, 4]], plain.slots.text[[3, 0, 4]], rtol=1e-5, atol=TOLERANCE)
+    torch.testing.assert_close(engine.slots.text[4], engine.slots.text[-1], rtol=1e-5, atol=TOLERANCE)
+    done(engine.encode([0]))  # in a bucket of two
+    torch.testing.assert_close(engine.slots.text[[3, 0, 4]], plain.slots.text[[3, 0, 4]], rtol=1e-5, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("problem", ["called a synchronizing CUDA operation", ""])
+def test_a_text_encoder_that_cannot_be_recorded_runs_beside(
+    adapted_dir: Path,
+    plain: TorchEngine,
+    make_job: Callable[..., Job],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    problem: str,
+) -> None:
+    model = load_model(adapted_dir)
+    if problem:
+        monkeypatch.setattr(lane._ThreadLane, "obstacle", lambda *_: problem)
+    else:
+        model.text_encoder.config.use_attention_mask = True
+    engine = GraphEngine(model, 5, 8, CPU, torch.float32, BUCKETS)
+    reason = problem or "it has a mask, and looks into that"
+    assert f"the text encoder is not recorded, encode ticks take longer: {reason}" in caplog.text
+    for each in (plain, engine):
+        for slot in (1, 2, 4):
+            each.admit(slot, make_job(instruction=" ".join(["smile"] * 30)))  # no token of it is masked
+        done(each.encode([4, 1, 2]))
+    torch.testing.assert_close(engine.slots.text[[4, 1, 2]], plain.slots.text[[4, 1, 2]], rtol=1e-5, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("problem", ["none is recorded", ""])
+def test_a_text_that_overflows_fails_its_job(
+    adapted_dir: Path, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    monkeypatch.setattr(lane._ThreadLane, "obstacle", lambda *_: problem)
+    model = load_model(adapted_dir)
+    engine = GraphEngine(model, 5, 8, CPU, torch.float32, BUCKETS)
+    token = int(engine._tokenise(["smile"]).input_ids[0, 1])
+    with torch.no_grad():
+        model.text_encoder.get_input_embeddings().weight[token] = torch.nan
+    for slot, instruction in ((3, "make the hair blond"), (1, "smile")):
+        engine.admit(slot, make_job(instruction=instruction))
+    assert engine.encode([3, 1]).wait().failures == {1: "the text encoder gave values that are not finite"}
+
+
+class Readings(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations for which a device would be waited for: those that read a value on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if any(part in name for part in ("local_scalar_dense", "nonzero", "equal.default", "masked_select")):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_text_encoder_reads_no_value_unless_it_has_a_mask(plain: TorchEngine) -> None:
+    """So that a graph can hold it: checked here, where there is no device that would complain."""
+    tokens = plain._tokenise(["make the hair blond"])
+    with torch.inference_mode(), Readings() as readings:
+        plain._text_states(tokens.input_ids)
+    assert readings.names == []
+    with torch.inference_mode(), Readings() as readings:
+        plain._text_states(tokens.input_ids, tokens.attention_mask)
+    assert readings.names
+
+
 def test_a_vae_that_cannot_be_fused_stays_as_it_is(
     adapted_dir: Path, plain: TorchEngine, make_job: Callable[..., Job]
 ) -> None:
@@ -429,8 +510,8 @@ def test_a_stage_follows_what_its_own_jobs_were_at(
     engine: GraphEngine, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lanes = {name: Followed() for name in ("_admission", "_side", "_main")}
-    for name, lane in lanes.items():
-        monkeypatch.setattr(engine, name, lane)
+    for name, followed in lanes.items():
+        monkeypatch.setattr(engine, name, followed)
     for slot in (0, 1):
         engine.admit(slot, make_job(steps=1))
     admitted = list(engine._marks[:2])
@@ -450,13 +531,14 @@ def test_a_stage_follows_what_its_own_jobs_were_at(
 
 
 def test_a_lane_of_a_cpu_is_the_thread() -> None:
-    lane, ran = open_lane(CPU), []
-    replay = lane.record(lambda: ran.append(1))
-    start = lane.mark()
-    with lane.working():
+    thread, ran = open_lane(CPU), []
+    replay = thread.record(lambda: ran.append(1))
+    start = thread.mark()
+    with thread.working():
         replay()
-    end = lane.mark()
+    end = thread.mark()
     end.wait()
-    lane.follow(start)
+    thread.follow(start)
+    assert thread.obstacle(lambda: ran.append(1)) == ""
     assert ran == [1, 1]
     assert end.seconds_since(start) >= 0
