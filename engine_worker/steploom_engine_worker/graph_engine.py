@@ -7,7 +7,7 @@ five times its network, the first of them with the compilation of kernels and th
 
 Three lanes. Admissions copy pictures and tables to the device; encode and decode run in one lane, beside the denoise
 ticks in another, and marks keep the order that a job's own stages need. What a tick found out (values that are not
-finite, pictures) is copied back behind it, and read by whoever waits for it.
+finite, pictures, previews) is copied back behind it, and read by whoever waits for it.
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from steploom_engine_worker.config import WorkerConfig
-from steploom_engine_worker.engine import Job
+from steploom_engine_worker.engine import Job, Stage
 from steploom_engine_worker.errors import EXIT_FATAL
 from steploom_engine_worker.graph_engine import GraphEngine, load_graph_engine
+from steploom_engine_worker.readiness import PLAIN
 from steploom_engine_worker.torch_engine import TorchEngine, load_torch_engine
 from steploom_engine_worker.warmup import warm_up
 from steploom_loadtest.stack import to_toml
@@ -41,7 +42,7 @@ def on_cpu(adapted_dir: Path) -> TorchEngine:
 
 @pytest.fixture(scope="module")
 def half(adapted_dir: Path) -> GraphEngine:
-    return load_graph_engine(config(adapted_dir, device="cuda", dtype="float16"))
+    return load_graph_engine(config(adapted_dir, device="cuda", dtype="float16", record_all=True))
 
 
 @pytest.fixture
@@ -109,6 +110,8 @@ def test_nothing_in_a_denoise_tick_waits_for_the_device(half: GraphEngine, make_
 def test_no_memory_is_taken_once_it_is_warm(half: GraphEngine, make_job: Callable[..., Job]) -> None:
     jobs = jobs_of(make_job, ("", "few-step", "style", ""))
     draw(half, jobs)
+    done, total = half.progress
+    assert done == total
     reserved = torch.cuda.memory_reserved()
     for _ in range(5):
         draw(half, jobs[:1])
@@ -116,11 +119,86 @@ def test_no_memory_is_taken_once_it_is_warm(half: GraphEngine, make_job: Callabl
     assert torch.cuda.memory_reserved() == reserved
     for slot, job in enumerate(jobs):
         half.admit(slot, job)
-    half.encode([0, 1, 2, 3]).wait()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
-    half.denoise([0, 1, 2, 3], [0, 0, 0, 0]).wait()
+    half.encode([0, 1, 2, 3]).wait()
+    half.denoise([0, 1, 2, 3], [0, 0, 0, 0], previewed=[0, 2]).wait()
     half.decode([0, 1, 2, 3]).wait()
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+def test_pictures_are_the_same_while_buckets_become_ready(
+    adapted_dir: Path, half: GraphEngine, make_job: Callable[..., Job]
+) -> None:
+    expected = {adapters: draw(half, jobs_of(make_job, adapters)) for adapters in MIXES}
+    engine = load_graph_engine(config(adapted_dir, device="cuda", dtype="float16"))
+    done, total = engine.progress
+    assert (done, total) == (4, 4 + 2 * 4 + 3 + 2 + 2)
+    while True:
+        for adapters, pictures in expected.items():
+            for theirs, ours in zip(pictures, draw(engine, jobs_of(make_job, adapters)), strict=True):
+                assert np.abs(ours.astype(int) - theirs).mean() < 2
+        if engine.prepare() is None:
+            break
+    assert engine.progress == (total, total)  # none was given up
+
+
+def test_a_recording_disturbs_nothing_that_is_under_way(
+    adapted_dir: Path, half: GraphEngine, make_job: Callable[..., Job]
+) -> None:
+    """Neither by the memory that it shares with the lane's other graphs, nor by what it runs on."""
+    jobs = jobs_of(make_job, ("", "few-step"))
+    expected = draw(half, jobs)
+    engine = load_graph_engine(config(adapted_dir, device="cuda", dtype="float16"))
+    for slot, job in enumerate(jobs):
+        engine.admit(slot, job)
+    started = [engine.encode([0, 1])]
+    for step in range(3):
+        assert engine.prepare() is not None
+        started.append(engine.denoise([0, 1], [step, step]))
+        assert engine.prepare() is not None
+    started.append(engine.decode([0, 1]))
+    assert engine.prepare() is not None
+    done = [each.wait() for each in started]
+    assert not any(each.failures for each in done)
+    for theirs, ours in zip(expected, done[-1].pictures, strict=True):
+        assert np.abs(ours.astype(int) - theirs).mean() < 2
+
+
+def test_what_is_recorded_later_costs_less_than_padding_to_the_largest(adapted_dir: Path) -> None:
+    engine = load_graph_engine(config(adapted_dir, device="cuda", dtype="float16", denoise_buckets=(3, 96)))
+    costs: dict[tuple[Stage, int], float] = {}
+    while (cheaper := engine.prepare()) is not None:
+        costs.update(cheaper)
+    largest = engine._seconds[engine._readiness.look_up(Stage.DENOISE, PLAIN, 96)]
+    assert 0 < costs[Stage.DENOISE, 3] < largest
+
+
+def test_the_text_encoder_is_recorded(half: GraphEngine) -> None:
+    assert half._text_problem == ""
+
+
+def test_what_waits_for_the_device_is_told_from_what_does_not(half: GraphEngine) -> None:
+    values = torch.ones(4, device="cuda")
+    assert half._side.obstacle(lambda: values.add_(1.0)) == ""
+    assert "synchroniz" in half._side.obstacle(lambda: bool(values.all()))
+    assert torch.cuda.get_sync_debug_mode() == 0
+
+
+def test_a_preview_is_of_its_own_step_whatever_runs_after_it(half: GraphEngine, make_job: Callable[..., Job]) -> None:
+    def previews(waits: bool) -> list[bytes]:
+        for slot in (0, 1):
+            half.admit(slot, make_job(steps=4, seed=slot))
+        half.encode([0, 1]).wait()
+        ticks = []
+        for step in range(4):
+            ticks.append(half.denoise([0, 1], [step, step], previewed=[1, 0]))
+            if waits:
+                torch.cuda.synchronize()
+        return [preview().tobytes() for tick in ticks for preview in tick.wait().previews.values()]
+
+    one_by_one = previews(waits=True)
+    assert len(set(one_by_one)) == 8
+    assert previews(waits=False) == one_by_one
 
 
 def test_a_job_that_overflows_fails_alone(half: GraphEngine, make_job: Callable[..., Job]) -> None:
