@@ -15,7 +15,8 @@ import itertools
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]  # [height, width, 3]
+Memory = NDArray[np.uint8]  # [bytes]
 
 _PREFIX = "steploom-arena-"
 _LEASE = struct.Struct("=Q")  # right before an output region; 0: not lent
@@ -118,12 +120,29 @@ class Arena:
         self._map.close()
 
 
-class ArenaViews:
-    """Arenas of other processes, mapped on first use. `directory` bounds what may be opened."""
+def _nothing(_: Memory) -> None:
+    """Nobody is interested."""
 
-    def __init__(self, directory: Path) -> None:
+
+class ArenaViews:
+    """Arenas of other processes, mapped on first use. On any thread.
+
+    Args:
+        directory: bounds what may be opened.
+        on_open: hears of an arena that has been mapped, with all of its memory.
+        on_close: hears of it before it is let go.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        on_open: Callable[[Memory], None] = _nothing,
+        on_close: Callable[[Memory], None] = _nothing,
+    ) -> None:
         self._directory = directory.resolve()
+        self._on_open, self._on_close = on_open, on_close
         self._maps: dict[str, mmap.mmap] = {}
+        self._lock = threading.Lock()  # of the maps
 
     def __repr__(self) -> str:
         return f"ArenaViews({self._directory}, mapped={self.num_mapped})"
@@ -140,7 +159,15 @@ class ArenaViews:
             ValueError: a path outside the arena folder, a region that is too small or outside of the file, or one whose
                 loan has ended.
         """
-        return _picture(self._mapped(region.path), region, height, width)
+        with self._lock:
+            memory = self._mapped(region.path)
+        return _picture(memory, region, height, width)
+
+    def close(self) -> None:
+        """Lets every arena go."""
+        with self._lock:
+            for path in list(self._maps):
+                self._forget(path)
 
     def _mapped(self, path: str) -> mmap.mmap:
         if path not in self._maps:
@@ -150,11 +177,16 @@ class ArenaViews:
             self._forget_removed()
             with file.open("r+b") as handle:
                 self._maps[path] = mmap.mmap(handle.fileno(), 0)
+            self._on_open(np.frombuffer(self._maps[path], np.uint8))
         return self._maps[path]
 
     def _forget_removed(self) -> None:
         for path in [path for path in self._maps if not Path(path).exists()]:
-            del self._maps[path]  # unmapped when the last array over it goes
+            self._forget(path)
+
+    def _forget(self, path: str) -> None:
+        self._on_close(np.frombuffer(self._maps[path], np.uint8))
+        del self._maps[path]  # unmapped when the last array over it goes
 
 
 def remove_stale(directory: Path) -> None:

@@ -19,6 +19,7 @@ from steploom_common.adapter import AdapterTraits
 from steploom_engine_worker.schedule import Sampler
 
 Pixels = NDArray[np.uint8]  # [height, width, 3], RGB
+HostMemory = NDArray[np.uint8]  # [bytes]
 
 
 class Stage(IntEnum):
@@ -37,7 +38,7 @@ class Job:
     """One image request, as an engine sees it."""
 
     instruction: str
-    pixels: Pixels = field(repr=False)  # of the model's size
+    pixels: Pixels = field(repr=False)  # of the model's size; as they are until its encode tick has been answered
     steps: int
     guidance_scale: float
     image_guidance_scale: float
@@ -156,6 +157,12 @@ class Engine(Protocol):
 
     def release(self, slot: int) -> None:
         """Forgets the job of a slot."""
+
+    def share(self, memory: HostMemory) -> None:
+        """Memory in which pictures will come: mapped until `unshare`."""
+
+    def unshare(self, memory: HostMemory) -> None:
+        """Nothing touches that memory any more when this returns; on any thread, as `share`."""
 
     def check(self) -> None:
         """Asks the device whether it still works, and waits for its answer; on any thread.

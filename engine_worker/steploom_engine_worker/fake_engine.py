@@ -6,13 +6,14 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from steploom_common.adapter import AdapterTraits, rows_with
 from steploom_engine_worker.config import FakeConfig, WorkerConfig
-from steploom_engine_worker.engine import Costs, Done, Job, ModelInfo, Pending, Pixels, Stage
+from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, ModelInfo, Pending, Pixels, Stage
 from steploom_engine_worker.errors import EngineError
 from steploom_engine_worker.schedule import Sampler
 
@@ -77,7 +78,7 @@ class FakeEngine:
             raise ValueError(f"steps is {job.steps}, must be 1 to {self._model.max_steps}")
         if job.adapter and job.adapter not in self._model.adapters:
             raise ValueError(f"adapter {job.adapter!r} does not exist")
-        self._jobs[slot] = job
+        self._jobs[slot] = replace(job, pixels=job.pixels.copy())  # drawn from to the end
         self._done[slot] = 0
 
     def encode(self, slots: Sequence[int]) -> Done | Pending:
@@ -110,6 +111,12 @@ class FakeEngine:
     def release(self, slot: int) -> None:
         self._jobs.pop(slot, None)
         self._done.pop(slot, None)
+
+    def share(self, memory: HostMemory) -> None:
+        pass
+
+    def unshare(self, memory: HostMemory) -> None:
+        pass
 
     def check(self) -> None:
         pass

@@ -27,13 +27,14 @@ from steploom_common.settings import ConfigError
 from steploom_engine_worker.adapter import merged_unet
 from steploom_engine_worker.calibration import input_scales
 from steploom_engine_worker.config import WorkerConfig
-from steploom_engine_worker.engine import Costs, Done, Job, Pending, Pixels, Stage
+from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, Pending, Pixels, Stage
 from steploom_engine_worker.errors import ModelError, is_fatal
 from steploom_engine_worker.fused.unet import FusedUNet, cannot_fuse
 from steploom_engine_worker.fused.vae import FusedDecoder, FusedEncoder, cannot_fuse_vae
 from steploom_engine_worker.graphs import DecodeWork, EncodeWork, HostRing, JobGraph, StepGraph, pack_rows, pad_jobs
 from steploom_engine_worker.lane import Lane, Mark, open_lane
 from steploom_engine_worker.model import Model, load_model
+from steploom_engine_worker.pinned import PinnedMemory, registrar_of
 from steploom_engine_worker.readiness import GATED, PLAIN, Kind, Readiness, Recording
 from steploom_engine_worker.slots import NO_ADAPTER, Slots
 from steploom_engine_worker.torch_engine import TorchEngine, device_of, model_root
@@ -174,6 +175,7 @@ class GraphEngine(TorchEngine):
         self._flags = ring((2, max(most_jobs, *buckets.denoise)), torch.bool)
         self._decoded = ring((max(buckets.decode), model.side, model.side, 3), torch.uint8)
         self._estimates = ring((min(num_slots, max(buckets.denoise)), *model.latent_shape), torch.float32)
+        self._pinned = PinnedMemory(registrar_of(device))
         self._staged = HostRing(num_slots - 1, (model.side, model.side, 3), torch.uint8, device)
         # an encode tick has tokens, and perhaps a mask
         self._tokens = HostRing(2 * MAX_PENDING + 1, (most_jobs, model.num_tokens), torch.int64, device)
@@ -316,9 +318,17 @@ class GraphEngine(TorchEngine):
             self._marks[slot] = self._admission.mark()
 
     def _put_pixels(self, slot: int, pixels: Pixels) -> None:
+        if self._pinned.start_copy(pixels, self.slots.pixels[slot]):
+            return
         staged = self._staged.next()
         staged.numpy()[:] = pixels
         self.slots.pixels[slot].copy_(staged, non_blocking=True)
+
+    def share(self, memory: HostMemory) -> None:
+        self._pinned.add(memory)
+
+    def unshare(self, memory: HostMemory) -> None:
+        self._pinned.remove(memory)
 
     def _place(self, tokens: Tensor) -> Tensor:
         if self._tokens is None:

@@ -8,17 +8,26 @@ import numpy as np
 
 from steploom_common.arena import ArenaViews, RegionRef
 from steploom_engine_worker.commands import Picture
-from steploom_engine_worker.engine import Pixels
+from steploom_engine_worker.engine import Engine, Pixels
 
 
 class Pictures:
-    """Opens arenas in one folder and nowhere else."""
+    """Opens arenas in one folder and nowhere else.
 
-    def __init__(self, arena_directory: Path) -> None:
-        self._views = ArenaViews(arena_directory)
+    A picture that comes in is not copied here: the engine does that, its device perhaps straight from the arena. One
+    that goes out is copied here and not by the device: whether its region is still lent is to be looked at right before
+    it is written, and a device writes some time after it was told to.
+
+    Args:
+        arena_directory: the folder.
+        engine: is told which memory is shared.
+    """
+
+    def __init__(self, arena_directory: Path, engine: Engine) -> None:
+        self._views = ArenaViews(arena_directory, engine.share, engine.unshare)
 
     def read(self, picture: Picture, height: int, width: int) -> Pixels:
-        """A copy of the pixels, of the model's size.
+        """The pixels, of the model's size; those in a region stay what they are while the job lives.
 
         Raises:
             ValueError: another size, too few bytes, or a region that cannot be opened.
@@ -26,7 +35,7 @@ class Pictures:
         if (picture.height, picture.width) != (height, width):
             raise ValueError(f"the picture is {picture.height}x{picture.width}, the model takes {height}x{width}")
         if picture.region is not None:
-            return self._view(picture.region, height, width).copy()
+            return self._view(picture.region, height, width)
         if len(picture.data) != height * width * 3:
             raise ValueError(f"the picture has {len(picture.data)} bytes, must have {height * width * 3}")
         return np.frombuffer(picture.data, np.uint8).reshape(height, width, 3)
@@ -42,6 +51,10 @@ class Pictures:
             return Picture(height, width, data=pixels.tobytes())
         self._view(region, height, width)[:] = pixels
         return Picture(height, width, region=region)
+
+    def close(self) -> None:
+        """Lets go of every arena."""
+        self._views.close()
 
     def _view(self, region: RegionRef, height: int, width: int) -> Pixels:
         try:

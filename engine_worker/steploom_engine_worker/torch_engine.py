@@ -17,7 +17,7 @@ from steploom_common.settings import ConfigError
 from steploom_engine_worker.adapter import AdaptedUNet
 from steploom_engine_worker.adapter_files import AdapterManifest
 from steploom_engine_worker.config import WorkerConfig
-from steploom_engine_worker.engine import Costs, Done, Job, ModelInfo, Pending, Pixels
+from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, ModelInfo, Pending, Pixels
 from steploom_engine_worker.model import Model, load_model
 from steploom_engine_worker.model_files import embedded_model
 from steploom_engine_worker.preview import fit_latent_colours, latent_colours
@@ -253,6 +253,12 @@ class TorchEngine:
 
     def release(self, slot: int) -> None:
         self._instructions[slot] = ""
+
+    def share(self, memory: HostMemory) -> None:
+        """Nothing: pictures are copied before `admit` returns."""
+
+    def unshare(self, memory: HostMemory) -> None:
+        """Nothing."""
 
     def check(self) -> None:
         if self._device.type == "cuda":

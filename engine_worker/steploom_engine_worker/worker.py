@@ -132,7 +132,7 @@ class Worker:
     def __init__(self, worker_id: str, build: Callable[[], tuple[Engine, Costs]], arena_directory: Path) -> None:
         self._worker_id = worker_id
         self._build = build
-        self._pictures = Pictures(arena_directory)
+        self._arena_directory = arena_directory
         self._box: Mailbox[_Item] = Mailbox(MAX_WAITING)
         self._session: Session | None = None
         self._is_stopping = False
@@ -142,6 +142,7 @@ class Worker:
         for future in (self.ready, self.ended):
             future.set_running_or_notify_cancel()  # who waits may not cancel them
         self._engine: Engine
+        self._pictures: Pictures
         self._ledger = Ledger(0)
         self._landing: Landing | None = None  # of an engine whose stages may be pending
         self._pace = Pace()
@@ -194,6 +195,7 @@ class Worker:
     def _run(self) -> None:
         try:
             self._engine, costs = self._build()
+            self._pictures = Pictures(self._arena_directory, self._engine)
             self._ledger = Ledger(self._engine.num_slots)
             if self._engine.max_pending:
                 self._landing = Landing(self._engine.max_pending, lambda: self._box.replace(_Forget()))
@@ -203,6 +205,7 @@ class Worker:
             if self._landing is not None:
                 self._landing.close()
                 self._check_device()
+            self._pictures.close()
         except BaseException as error:
             log.debug("the driving thread ends", exc_info=error)
             if not self.ready.done():
@@ -307,7 +310,7 @@ class Worker:
         verdict, reason = self._ledger.judge(tick)
         if verdict is not Verdict.RUN:
             status = TickStatus.SKIPPED if verdict is Verdict.SKIP else TickStatus.FAILED
-            self._in_order(lambda: session.report(TickDone(tick.tick_id, status, 0.0, start_unix_s, reason)))
+            self._refuse(session, tick, TickDone(tick.tick_id, status, 0.0, start_unix_s, reason))
             return
         if self._landing is not None:
             self._landing.make_room()
@@ -323,12 +326,22 @@ class Worker:
             seconds = time.perf_counter() - begin
             reason = f"{type(error).__name__}: {error}"
             failed = TickDone(tick.tick_id, TickStatus.FAILED, seconds, start_unix_s, reason)
-            self._in_order(lambda: session.report(failed))
+            self._refuse(session, tick, failed)
             return
         self._ledger.commit(tick)
         admits = tuple(self._ledger[slot].admit for slot in tick.slots)
         flight = _Flight(session, tick, admits, start_unix_s, begin)
         self._in_order(lambda: self._land(flight, started.wait()))
+
+    def _refuse(self, session: Session, tick: Tick, done: TickDone) -> None:
+        """Answers a tick that has not run."""
+
+        def answer() -> None:
+            if tick.stage is Stage.ENCODE:  # the batcher may now let a job go: the device must have read its picture
+                self._engine.check()
+            session.report(done)
+
+        self._in_order(answer)
 
     def _check_device(self) -> None:
         """Raises what the device has failed with, if it has."""

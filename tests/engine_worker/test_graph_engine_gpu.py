@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from steploom_common.arena import Arena, ArenaViews
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Job, Stage
 from steploom_engine_worker.errors import EXIT_FATAL
@@ -216,6 +217,42 @@ def test_costs_are_of_device_time(half: GraphEngine, adapted_dir: Path) -> None:
     costs = warm_up(half, config(adapted_dir))
     assert len(costs) == 2 + 4 + 2
     assert all(0 < seconds < 1 for seconds in costs.values())
+
+
+def test_the_device_reads_shared_memory_by_itself(
+    half: GraphEngine, make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    expected = draw(half, [make_job()])[0]
+    side = half.model.height
+    arena = Arena(tmp_path, side * side * 3, 4)
+    views = ArenaViews(tmp_path, half.share, half.unshare)
+    arena.borrow()
+    block = arena.borrow()
+    assert block is not None
+    arena.write(block.input, make_job().pixels)
+    pixels = views.picture(block.input, side, side)
+    assert torch.from_numpy(pixels).is_pinned()
+    assert half._pinned.start_copy(pixels, half.slots.pixels[1])
+    torch.cuda.synchronize()
+    assert np.array_equal(half.slots.pixels[1].cpu().numpy(), pixels)
+    assert np.array_equal(draw(half, [make_job(pixels=pixels)])[0], expected)
+    views.close()
+    assert not torch.from_numpy(pixels).is_pinned()
+    assert np.array_equal(draw(half, [make_job(pixels=pixels)])[0], expected)
+    arena.close()
+
+
+def test_memory_that_cuda_does_not_take_is_staged_and_breaks_no_kernel(
+    half: GraphEngine, make_job: Callable[..., Job], caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = np.zeros(1 << 20, np.uint8)
+    half.share(memory)
+    half.share(memory)  # it is known already: an error of CUDA's
+    assert "cannot be pinned" in caplog.text
+    assert torch.zeros(8, device="cuda").add_(1).sum().item() == 8
+    half.unshare(memory)
+    assert not torch.from_numpy(memory).is_pinned()
+    draw(half, [make_job()])
 
 
 @pytest.mark.parametrize("poison", ["poison-assertion", "poison-address"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -414,6 +415,16 @@ def test_the_fake_engine_checks_the_order_of_steps() -> None:
     engine.admit(0, Job("x", np.zeros((128, 128, 3), np.uint8), 3, 7.5, 1.5, 0))
     with pytest.raises(RuntimeError, match="slot 0 is at step 0, not 1"):
         engine.denoise([0], [1])
+
+
+def test_the_fake_engine_keeps_a_picture_of_its_own() -> None:
+    engine = FakeEngine(WorkerConfig(engine="fake", fake=FakeConfig(height=SIDE, width=SIDE)))
+    pixels = PIXELS.copy()
+    job = Job("x", pixels, 1, 7.5, 1.5, 0)
+    engine.admit(0, job)
+    engine.encode([0])
+    pixels[:] = 0  # as a gateway may, once the job has ended here
+    np.testing.assert_array_equal(engine.decode([0]).wait().pictures[0], draw(replace(job, pixels=PIXELS), 0))
 
 
 class Counting(FakeEngine):
