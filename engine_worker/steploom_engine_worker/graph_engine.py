@@ -233,6 +233,9 @@ class GraphEngine(TorchEngine):
         traits = {number: item.manifest.traits for number, item in enumerate(model.adapters)}
         forms = [form for form in self._forms if form != GATED]
         rows = {(Stage.DENOISE, form): rows_with(traits.get(form), *scales) for form in forms}
+        apart = [rows_with(item, *scales) for number, item in traits.items() if number not in self._forms]
+        if apart:  # a request of theirs is gated though it is alone
+            rows[Stage.DENOISE, GATED] = min(apart)
         most = self._buckets.denoise[-1]
         return {
             **{kind: min(count, most) for kind, count in rows.items()},

@@ -156,12 +156,12 @@ def test_ticks_of_one_adapter_alone_run_on_merged_weights(
     assert lean._form([0]) == GATED
 
 
-@pytest.mark.parametrize("adapters", [("", "few-step", ""), ("style",), ("few-step",), ("",)])
+@pytest.mark.parametrize("adapters", [("", "few-step"), ("style",)])
 def test_pictures_do_not_depend_on_what_is_recorded(
     adapted_dir: Path, plain: TorchEngine, make_job: Callable[..., Job], adapters: tuple[str, ...]
 ) -> None:
     engine = fresh(adapted_dir)
-    jobs = [make_job(picture=number, seed=number, adapter=name, steps=2) for number, name in enumerate(adapters)]
+    jobs = [make_job(picture=number, seed=number, adapter=name, steps=1) for number, name in enumerate(adapters)]
     expected, pictures = draw(plain, jobs)
     taken = set()
     assert engine.progress == (4, 20)
@@ -174,7 +174,7 @@ def test_pictures_do_not_depend_on_what_is_recorded(
         engine.admit(0, jobs[0])
         form = engine._form([0]) if len(jobs) == 1 else GATED
         taken.add(engine._readiness.look_up(Stage.DENOISE, form, rows))
-        if engine.prepare() is None:
+        if [engine.prepare() for _ in range(5)][-1] is None:
             break
     assert len(taken) > 1  # what is recorded counts
 
@@ -208,6 +208,15 @@ def test_a_job_alone_is_recorded_first_and_what_ticks_want_before_that(
     done(engine.denoise([0], [1]))
     engine.prepare()
     assert engine._readiness.look_up(Stage.DENOISE, 1, 3) == Recording(Stage.DENOISE, 1, 3)
+
+
+def test_without_merged_weights_a_request_alone_is_gated(adapted_dir: Path) -> None:
+    engine = GraphEngine(load_model(adapted_dir), 2, 8, CPU, torch.float32, Buckets((1, 2), (1, 3, 6), (2,)), False)
+    order = []
+    while (recording := engine._readiness.next()) is not None:
+        order.append(str(recording))
+        engine.prepare()
+    assert order == ["encode 1", "denoise gated 1", "denoise 3", "denoise 1", "denoise gated 3"]
 
 
 def test_a_recording_tells_what_costs_less(adapted_dir: Path) -> None:

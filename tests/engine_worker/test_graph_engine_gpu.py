@@ -166,11 +166,11 @@ def test_a_recording_disturbs_nothing_that_is_under_way(
 
 
 def test_what_is_recorded_later_costs_less_than_padding_to_the_largest(adapted_dir: Path) -> None:
-    engine = load_graph_engine(config(adapted_dir, device="cuda", dtype="float16", denoise_buckets=(3, 96)))
+    engine = load_graph_engine(config(adapted_dir, device="cuda", dtype="float16", denoise_buckets=(3, 768)))
     costs: dict[tuple[Stage, int], float] = {}
     while (cheaper := engine.prepare()) is not None:
         costs.update(cheaper)
-    largest = engine._seconds[engine._readiness.look_up(Stage.DENOISE, PLAIN, 96)]
+    largest = engine._seconds[engine._readiness.look_up(Stage.DENOISE, PLAIN, 768)]
     assert 0 < costs[Stage.DENOISE, 3] < largest
 
 
