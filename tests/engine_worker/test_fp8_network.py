@@ -160,6 +160,20 @@ def test_a_calibration_sees_what_goes_in(model: Model, make_job: Callable[..., J
     assert observer.largest[name] == max(inside) > 0
 
 
+def test_the_largest_input_is_that_of_all_passes() -> None:
+    network = torch.nn.Module()
+    network.layer = torch.nn.Module()
+    network.layer.attn1 = torch.nn.Module()
+    network.layer.attn1.to_q = network.layer.other = torch.nn.Linear(2, 2)
+    watch = Watch(network)
+    for values in ([1.0, 0.5], [2.0, -3.0], [0.0, 1.0]):
+        network.layer.attn1.to_q(torch.tensor(values))
+    assert watch.largest == {"layer.attn1.to_q": 3.0}
+    watch.end()
+    network.layer.attn1.to_q(torch.tensor([9.0, 9.0]))
+    assert watch.largest == {"layer.attn1.to_q": 3.0}
+
+
 def test_a_calibration_leaves_the_model_as_it_was(adapted_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "STEPS", 1)
     model = load_model(adapted_dir)
