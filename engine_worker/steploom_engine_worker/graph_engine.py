@@ -100,7 +100,9 @@ def _input_scales(
     problem = cannot_multiply(device, dtype)
     if problem:
         raise ConfigError("worker.fp8", f"is {config.fp8!r}, {problem}")
-    return input_scales(model, device, dtype)
+    scales = input_scales(model, device, dtype)
+    torch.cuda.empty_cache()  # what its passes took: graphs keep memory of their own
+    return scales
 
 
 def slot_bytes(model: Model, max_steps: int, dtype: torch.dtype) -> int:
