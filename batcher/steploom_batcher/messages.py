@@ -89,11 +89,22 @@ class Preparation:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Bytes of a worker's device."""
+
+    total: int = 0  # 0: not known
+    free: int = 0  # that nobody has taken
+    slots: int = 0  # for the state of all jobs
+    weights: int = 0  # of all networks
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A worker's ticks cost less from now on."""
 
     costs: StageCosts  # of the buckets that do
     progress: Preparation
+    memory: Memory = Memory()
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,7 @@ class Ready:
     model: Model
     costs: StageCosts
     progress: Preparation = Preparation()
+    memory: Memory = Memory()
 
 
 @dataclass(frozen=True)

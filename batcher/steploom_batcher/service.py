@@ -14,7 +14,7 @@ from steploom_batcher.adapters import choose_adapter
 from steploom_batcher.causes import refusal_error
 from steploom_batcher.config import BatcherConfig
 from steploom_batcher.driver import Driver, key_of
-from steploom_batcher.messages import Begun, Done, Event, Model, Payload, Picture, Progress, Ready
+from steploom_batcher.messages import Begun, Done, Event, Memory, Model, Payload, Picture, Progress, Ready
 from steploom_batcher.types import JobSpec, Refused, WorkerStats
 from steploom_batcher.worker_link import WorkerLink
 from steploom_batcher.worker_wire import model_to_wire, picture_from_wire, picture_to_wire, region_from_wire
@@ -222,6 +222,13 @@ def _worker_status(link: WorkerLink, worker: WorkerStats | None) -> pb.StatusRes
             pb.StatusResponse.GapBucket(at_most_s=bound, count=count) for bound, count in link.use.gaps.items()
         ],
         progress=_progress(link.ready) if link.ready else None,
+        memory=_memory(link.ready.memory) if link.ready else None,
+    )
+
+
+def _memory(memory: Memory) -> worker_pb2.Memory:
+    return worker_pb2.Memory(
+        total_bytes=memory.total, free_bytes=memory.free, slots_bytes=memory.slots, weights_bytes=memory.weights
     )
 
 

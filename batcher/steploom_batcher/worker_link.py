@@ -193,7 +193,7 @@ class WorkerLink:
             self._owed_since = clock()
             if isinstance(report, Prepared):
                 if self.ready is not None:
-                    self.ready = replace(self.ready, progress=report.progress)
+                    self.ready = replace(self.ready, progress=report.progress, memory=report.memory)
                 self._listener.prepared(self.address, report)
                 continue
             tick = self._owed.pop(report.tick_id, None)

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from steploom_batcher.messages import (
     Command,
     Free,
+    Memory,
     Model,
     Payload,
     Picture,
@@ -107,13 +108,14 @@ def ready_from_wire(report: pb.Report) -> Ready:
         raise ProtocolError(f"the worker announces no bucket for {', '.join(missing)}")
     if ready.slots == 0:
         raise ProtocolError("the worker announces no slots")
-    model, progress = model_from_wire(ready.model), _progress(ready.progress)
-    return Ready(ready.worker_id, ready.engine, ready.device, ready.slots, model, costs, progress)
+    model, progress, memory = model_from_wire(ready.model), _progress(ready.progress), _memory(ready.memory)
+    return Ready(ready.worker_id, ready.engine, ready.device, ready.slots, model, costs, progress, memory)
 
 
 def prepared_from_wire(report: pb.Report) -> Prepared:
     """What costs less from now on."""
-    return Prepared(_costs(report.prepared.costs), _progress(report.prepared.progress))
+    prepared = report.prepared
+    return Prepared(_costs(prepared.costs), _progress(prepared.progress), _memory(prepared.memory))
 
 
 def _costs(costs: Iterable[pb.BucketCost]) -> StageCosts:
@@ -121,6 +123,10 @@ def _costs(costs: Iterable[pb.BucketCost]) -> StageCosts:
     for cost in costs:
         found[Stage(cost.stage)][cost.bucket] = cost.seconds
     return dict(found)
+
+
+def _memory(memory: pb.Memory) -> Memory:
+    return Memory(memory.total_bytes, memory.free_bytes, memory.slots_bytes, memory.weights_bytes)
 
 
 def _progress(progress: pb.Progress) -> Preparation:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from steploom_common.arena import RegionRef
-from steploom_engine_worker.engine import Costs, ModelInfo, Stage
+from steploom_engine_worker.engine import Costs, MemoryUse, ModelInfo, Stage
 from steploom_engine_worker.schedule import Sampler
 
 
@@ -99,6 +99,7 @@ class Ready:
     model: ModelInfo
     costs: Costs
     progress: tuple[int, int] = (0, 0)  # parts that are prepared, and that there are; see `engine.Engine.progress`
+    memory: MemoryUse = field(default_factory=MemoryUse)
 
 
 @dataclass(frozen=True)
@@ -107,3 +108,4 @@ class Prepared:
 
     costs: Costs  # seconds of the buckets that cost less from now on
     progress: tuple[int, int]
+    memory: MemoryUse = field(default_factory=MemoryUse)

@@ -64,6 +64,20 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class MemoryUse:
+    """Bytes of a device's memory."""
+
+    total: int = 0  # of the device; 0: not known
+    free: int = 0  # that nobody has taken, this process or another
+    slots: int = 0  # for the state of all jobs
+    weights: int = 0  # of all networks, adapters and merged forms included
+
+    def __str__(self) -> str:
+        free = f"{self.free / 1e9:.2f} of {self.total / 1e9:.2f} GB free, " if self.total else ""
+        return f"{free}{self.slots / 1e9:.2f} GB of slots, {self.weights / 1e9:.2f} GB of weights"
+
+
+@dataclass(frozen=True)
 class Done:
     """How a stage ended."""
 
@@ -121,6 +135,10 @@ class Engine(Protocol):
     @property
     def known_costs(self) -> Costs | None:
         """Seconds of each bucket where they are given; None: they must be measured."""
+
+    @property
+    def memory(self) -> MemoryUse:
+        """What it takes of its device's memory, and what is left, by now."""
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from steploom_common.adapter import AdapterTraits, rows_with
 from steploom_engine_worker.config import FakeConfig, WorkerConfig
-from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, ModelInfo, Pending, Pixels, Stage
+from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, MemoryUse, ModelInfo, Pending, Pixels, Stage
 from steploom_engine_worker.errors import EngineError
 from steploom_engine_worker.schedule import Sampler
 
@@ -65,6 +65,10 @@ class FakeEngine:
     @property
     def known_costs(self) -> Costs | None:
         return self._costs
+
+    @property
+    def memory(self) -> MemoryUse:
+        return MemoryUse()
 
     @property
     def progress(self) -> tuple[int, int]:

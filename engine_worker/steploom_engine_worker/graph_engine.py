@@ -15,12 +15,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steploom_common.adapter import rows_with
 from steploom_common.settings import ConfigError
@@ -278,6 +278,12 @@ class GraphEngine(TorchEngine):
             return "it has a mask, and looks into that"
         tokens = torch.zeros(1, self._networks.num_tokens, dtype=torch.int64, device=self._device)
         return self._side.obstacle(lambda: self._text_states(tokens))
+
+    def _modules(self) -> Iterator[nn.Module]:
+        networks = self._networks
+        halves = networks.vae, networks.text_encoder, self._encoder, self._decoder
+        yield from (item.network for item in networks.adapters)
+        yield from (item for item in (*halves, *self._forms.values()) if item is not None)
 
     def _lane(self, stage: Stage) -> Lane:
         return self._main if stage is Stage.DENOISE else self._side

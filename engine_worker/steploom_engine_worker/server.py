@@ -75,6 +75,7 @@ class WorkerServer:
         if await _first(self.worker.ready, shutdown):
             ready = self.worker.ready.result()
             log.info("ready: %s on %s, listening on %s", ready.engine, ready.device, self._address)
+            log.info("memory: %s", ready.memory)
             await self._set_health(True)
             if await _first(self.worker.ended, shutdown):
                 self.worker.ended.result()

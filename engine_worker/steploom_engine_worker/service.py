@@ -12,7 +12,7 @@ import grpc.aio
 
 from steploom_common.arena import RegionRef
 from steploom_engine_worker.commands import Admit, Command, Picture, Prepared, Ready, Release, Tick, TickDone
-from steploom_engine_worker.engine import Costs, ModelInfo, Stage
+from steploom_engine_worker.engine import Costs, MemoryUse, ModelInfo, Stage
 from steploom_engine_worker.schedule import Sampler
 from steploom_engine_worker.worker import Session, SessionTaken, Worker
 from steploom_protos.worker.v1 import worker_pb2, worker_pb2_grpc
@@ -145,6 +145,7 @@ def report_ready(ready: Ready) -> worker_pb2.Report:
             model=_model(ready.model),
             costs=_costs(ready.costs),
             progress=_progress(ready.progress),
+            memory=_memory(ready.memory),
         )
     )
 
@@ -152,7 +153,9 @@ def report_ready(ready: Ready) -> worker_pb2.Report:
 def report_prepared(prepared: Prepared) -> worker_pb2.Report:
     """What costs less from now on."""
     return worker_pb2.Report(
-        prepared=worker_pb2.Prepared(costs=_costs(prepared.costs), progress=_progress(prepared.progress))
+        prepared=worker_pb2.Prepared(
+            costs=_costs(prepared.costs), progress=_progress(prepared.progress), memory=_memory(prepared.memory)
+        )
     )
 
 
@@ -161,6 +164,12 @@ def _costs(costs: Costs) -> list[worker_pb2.BucketCost]:
         worker_pb2.BucketCost(stage=int(stage), bucket=bucket, seconds=seconds)  # type: ignore[arg-type]
         for (stage, bucket), seconds in costs.items()
     ]
+
+
+def _memory(memory: MemoryUse) -> worker_pb2.Memory:
+    return worker_pb2.Memory(
+        total_bytes=memory.total, free_bytes=memory.free, slots_bytes=memory.slots, weights_bytes=memory.weights
+    )
 
 
 def _progress(progress: tuple[int, int]) -> worker_pb2.Progress:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steploom_common.settings import ConfigError
 from steploom_engine_worker.adapter import AdaptedUNet
 from steploom_engine_worker.adapter_files import AdapterManifest
 from steploom_engine_worker.config import WorkerConfig
-from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, ModelInfo, Pending, Pixels
+from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, MemoryUse, ModelInfo, Pending, Pixels
 from steploom_engine_worker.model import Model, load_model
 from steploom_engine_worker.model_files import embedded_model
 from steploom_engine_worker.preview import fit_latent_colours, latent_colours
@@ -76,6 +76,16 @@ def usable_device(name: str) -> torch.device:
         return torch.empty(1, device=torch.device(name)).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"which torch cannot use: {str(error).splitlines()[0]}") from None
+
+
+def weights_bytes(modules: Iterable[nn.Module]) -> int:
+    """Memory of their weights, which several of them may share."""
+    storages = {}
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 class TorchEngine:
@@ -144,6 +154,18 @@ class TorchEngine:
     @property
     def known_costs(self) -> Costs | None:
         return None
+
+    @property
+    def memory(self) -> MemoryUse:
+        is_cuda = self._device.type == "cuda"
+        free, total = torch.cuda.mem_get_info(self._device) if is_cuda else (0, 0)
+        return MemoryUse(total, free, self.slots.num_bytes, weights_bytes(self._modules()))
+
+    def _modules(self) -> Iterator[nn.Module]:
+        """All networks, some perhaps in others."""
+        networks = self._networks
+        yield from (item.network for item in networks.adapters)
+        yield from (item for item in (networks.vae, networks.text_encoder, self._unet) if item is not None)
 
     @property
     def progress(self) -> tuple[int, int]:

@@ -216,8 +216,9 @@ class Worker:
 
     def _describe(self, costs: Costs) -> Ready:
         engine = self._engine
+        progress, memory = engine.progress, engine.memory
         return Ready(
-            self._worker_id, engine.name, engine.device, engine.num_slots, engine.model, costs, engine.progress
+            self._worker_id, engine.name, engine.device, engine.num_slots, engine.model, costs, progress, memory
         )
 
     def _obey_until_stopped(self) -> None:
@@ -251,10 +252,11 @@ class Worker:
             return
         known = self.offer.costs
         cheaper = {bucket: seconds for bucket, seconds in costs.items() if bucket in known}  # others exceed the slots
-        self.offer = replace(self.offer, costs={**known, **cheaper}, progress=self._engine.progress)
+        progress, memory = self._engine.progress, self._engine.memory
+        self.offer = replace(self.offer, costs={**known, **cheaper}, progress=progress, memory=memory)
         session = self._session
         if session is not None:
-            session.announce(Prepared(cheaper, self.offer.progress))
+            session.announce(Prepared(cheaper, progress, memory))
 
     def _obey(self, session: Session, command: Command) -> None:
         if isinstance(command, Tick):

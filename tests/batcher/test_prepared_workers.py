@@ -9,7 +9,7 @@ from scheduler_model import COSTS, KEY, spec
 from steploom_batcher import virtual_time
 from steploom_batcher.config import SchedulerConfig
 from steploom_batcher.cost_model import CostModel
-from steploom_batcher.messages import Preparation, Prepared
+from steploom_batcher.messages import Memory, Preparation, Prepared
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.service import _worker_status
 from steploom_batcher.types import Admitted, Cause, Refused, Stage, WorkerProfile
@@ -60,16 +60,20 @@ def test_a_link_hears_of_it_and_tells_how_far_the_worker_is() -> None:
             (link,) = here.links
             assert link.ready is not None
             assert link.ready.progress == Preparation(0, 0)
-            here.hosts[0].announce(Prepared({Stage.DENOISE: {3: 0.0005}}, Preparation(2, 9)))
+            here.hosts[0].announce(Prepared({Stage.DENOISE: {3: 0.0005}}, Preparation(2, 9), Memory(80, 20, 3, 4)))
             await asyncio.sleep(0.001)
             assert link.ready.progress == Preparation(2, 9)
             assert here.scheduler._workers["w0"].costs.seconds(Stage.DENOISE, 3) == 0.0005
             status = _worker_status(link, None)
             assert (status.progress.done, status.progress.total) == (2, 9)
+            memory = status.memory
+            left = memory.total_bytes, memory.free_bytes, memory.slots_bytes, memory.weights_bytes
+            assert left == (80, 20, 3, 4)
             here.hosts[0].is_listening = False
             here.hosts[0].kill()
             await asyncio.sleep(0.001)
             assert not _worker_status(link, None).HasField("progress")
+            assert not _worker_status(link, None).HasField("memory")
 
     virtual_time.run(scenario())
 
@@ -77,11 +81,13 @@ def test_a_link_hears_of_it_and_tells_how_far_the_worker_is() -> None:
 def test_it_comes_over_the_wire() -> None:
     progress = worker_pb2.Progress(done=2, total=9)
     costs = [worker_pb2.BucketCost(stage=worker_pb2.STAGE_DENOISE, bucket=3, seconds=0.25)]
-    report = worker_pb2.Report(prepared=worker_pb2.Prepared(costs=costs, progress=progress))
-    assert prepared_from_wire(report) == Prepared({Stage.DENOISE: {3: 0.25}}, Preparation(2, 9))
+    memory = worker_pb2.Memory(total_bytes=80, free_bytes=20, slots_bytes=3, weights_bytes=4)
+    report = worker_pb2.Report(prepared=worker_pb2.Prepared(costs=costs, progress=progress, memory=memory))
+    assert prepared_from_wire(report) == Prepared({Stage.DENOISE: {3: 0.25}}, Preparation(2, 9), Memory(80, 20, 3, 4))
     each = [
         worker_pb2.BucketCost(stage=stage, bucket=1, seconds=0.5)
         for stage in (worker_pb2.STAGE_ENCODE, worker_pb2.STAGE_DENOISE, worker_pb2.STAGE_DECODE)
     ]
-    ready = worker_pb2.Ready(slots=1, costs=each, progress=progress)
-    assert ready_from_wire(worker_pb2.Report(ready=ready)).progress == Preparation(2, 9)
+    ready = worker_pb2.Ready(slots=1, costs=each, progress=progress, memory=memory)
+    heard = ready_from_wire(worker_pb2.Report(ready=ready))
+    assert (heard.progress, heard.memory) == (Preparation(2, 9), Memory(80, 20, 3, 4))

@@ -539,6 +539,21 @@ def test_a_stage_follows_what_its_own_jobs_were_at(
     assert lanes["_admission"].marks[-1] is drawn
 
 
+def test_weights_are_counted_once_and_merged_forms_too(adapted_dir: Path, plain: TorchEngine) -> None:
+    model = load_model(adapted_dir)
+    networks = [model.unet, model.vae, model.text_encoder, *(item.network for item in model.adapters)]
+    each = [sum(item.nbytes for item in network.state_dict().values()) for network in networks]
+    lean = TorchEngine(load_model(adapted_dir), 1, 8, CPU, torch.float32, merge_adapters=False).memory
+    assert (lean.total, lean.free) == (0, 0)  # not of a CPU
+    assert sum(each) <= lean.weights < sum(each) * 1.05
+    assert plain.memory.slots == plain.slots.num_bytes > lean.slots
+    assert plain.memory.weights > lean.weights + 0.1 * each[0]
+    few = Buckets((1,), (3,), (1,))
+    fused = [GraphEngine(load_model(adapted_dir), 1, 8, CPU, torch.float32, few, merge) for merge in (False, True)]
+    assert 0.9 * sum(each) < fused[0].memory.weights < 1.3 * sum(each)
+    assert fused[1].memory.weights > fused[0].memory.weights + 0.1 * each[0]
+
+
 def test_a_lane_of_a_cpu_is_the_thread() -> None:
     thread, ran = open_lane(CPU), []
     replay = thread.record(lambda: ran.append(1))

@@ -219,6 +219,13 @@ def test_costs_are_of_device_time(half: GraphEngine, adapted_dir: Path) -> None:
     assert all(0 < seconds < 1 for seconds in costs.values())
 
 
+def test_the_memory_of_the_device_is_told(half: GraphEngine) -> None:
+    memory = half.memory
+    assert 0 < memory.free < memory.total
+    assert 0 < memory.slots < memory.total - memory.free
+    assert 0 < memory.weights < memory.total - memory.free
+
+
 def test_the_device_reads_shared_memory_by_itself(
     half: GraphEngine, make_job: Callable[..., Job], tmp_path: Path
 ) -> None:

@@ -16,12 +16,12 @@ import pytest
 from steploom_common.rpc import Shutdown
 from steploom_engine_worker.commands import Admit, Picture, Prepared, Tick, TickDone, TickStatus
 from steploom_engine_worker.config import FakeConfig, WorkerConfig
-from steploom_engine_worker.engine import Costs, Done, Pending, Stage
+from steploom_engine_worker.engine import Costs, Done, MemoryUse, Pending, Stage
 from steploom_engine_worker.errors import FatalEngineError
 from steploom_engine_worker.fake_engine import FakeEngine
 from steploom_engine_worker.server import WorkerServer
 from steploom_engine_worker.worker import Worker
-from steploom_protos.worker.v1 import worker_pb2_grpc
+from steploom_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 
 SIDE = 16
 PATIENCE_S = 60.0
@@ -38,6 +38,10 @@ class Preparing(FakeEngine):
         self.may_go = threading.Semaphore(0)
         self.done = 0
         self.error: Exception | None = None
+
+    @property
+    def memory(self) -> MemoryUse:
+        return MemoryUse(80, 60 - 10 * self.done, 3, 4)
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -93,6 +97,7 @@ def test_a_worker_without_jobs_prepares_all_and_tells(engine: Preparing, worker:
     engine.may_go.release(100)
     news = [told.get(timeout=PATIENCE_S) for _ in CHEAPER]
     assert [item.progress for item in news] == [(1, 3), (2, 3), (3, 3)]
+    assert worker.offer.memory.free == 30  # what the next batcher hears first
     assert [dict(item.costs) for item in news] == [
         {(Stage.DENOISE, 3): 0.25},
         {},
@@ -152,9 +157,11 @@ async def test_a_batcher_reads_it_on_its_stream(engine: Preparing, tmp_path: Pat
             call: Any = worker_pb2_grpc.WorkerStub(channel).Drive(wait_for_ready=True)
             ready = (await call.read()).ready
             assert (ready.progress.done, ready.progress.total) == (0, 3)
+            assert ready.memory == worker_pb2.Memory(total_bytes=80, free_bytes=60, slots_bytes=3, weights_bytes=4)
             engine.may_go.release(100)
             news = [(await call.read()).prepared for _ in CHEAPER]
             assert [item.progress.done for item in news] == [1, 2, 3]
+            assert [item.memory.free_bytes for item in news] == [50, 40, 30]
             assert [(cost.stage, cost.bucket, cost.seconds) for cost in news[0].costs] == [(Stage.DENOISE, 3, 0.25)]
             call.cancel()
             await asyncio.sleep(0)

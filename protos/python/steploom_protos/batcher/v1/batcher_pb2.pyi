@@ -136,7 +136,7 @@ class StatusResponse(_message.Message):
         count: int
         def __init__(self, at_most_s: _Optional[float] = ..., count: _Optional[int] = ...) -> None: ...
     class WorkerStatus(_message.Message):
-        __slots__ = ("address", "is_up", "slots", "slots_used", "ticks_in_flight", "engine", "last_error", "stages", "denoise_gaps", "progress")
+        __slots__ = ("address", "is_up", "slots", "slots_used", "ticks_in_flight", "engine", "last_error", "stages", "denoise_gaps", "progress", "memory")
         ADDRESS_FIELD_NUMBER: _ClassVar[int]
         IS_UP_FIELD_NUMBER: _ClassVar[int]
         SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +147,7 @@ class StatusResponse(_message.Message):
         STAGES_FIELD_NUMBER: _ClassVar[int]
         DENOISE_GAPS_FIELD_NUMBER: _ClassVar[int]
         PROGRESS_FIELD_NUMBER: _ClassVar[int]
+        MEMORY_FIELD_NUMBER: _ClassVar[int]
         address: str
         is_up: bool
         slots: int
@@ -157,7 +158,8 @@ class StatusResponse(_message.Message):
         stages: _containers.RepeatedCompositeFieldContainer[StatusResponse.StageUse]
         denoise_gaps: _containers.RepeatedCompositeFieldContainer[StatusResponse.GapBucket]
         progress: _worker_pb2.Progress
-        def __init__(self, address: _Optional[str] = ..., is_up: _Optional[bool] = ..., slots: _Optional[int] = ..., slots_used: _Optional[int] = ..., ticks_in_flight: _Optional[int] = ..., engine: _Optional[str] = ..., last_error: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StatusResponse.StageUse, _Mapping]]] = ..., denoise_gaps: _Optional[_Iterable[_Union[StatusResponse.GapBucket, _Mapping]]] = ..., progress: _Optional[_Union[_worker_pb2.Progress, _Mapping]] = ...) -> None: ...
+        memory: _worker_pb2.Memory
+        def __init__(self, address: _Optional[str] = ..., is_up: _Optional[bool] = ..., slots: _Optional[int] = ..., slots_used: _Optional[int] = ..., ticks_in_flight: _Optional[int] = ..., engine: _Optional[str] = ..., last_error: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StatusResponse.StageUse, _Mapping]]] = ..., denoise_gaps: _Optional[_Iterable[_Union[StatusResponse.GapBucket, _Mapping]]] = ..., progress: _Optional[_Union[_worker_pb2.Progress, _Mapping]] = ..., memory: _Optional[_Union[_worker_pb2.Memory, _Mapping]] = ...) -> None: ...
     class RefusedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]

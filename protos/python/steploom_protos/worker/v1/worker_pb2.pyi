@@ -185,15 +185,29 @@ class Progress(_message.Message):
     def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class Prepared(_message.Message):
-    __slots__ = ("costs", "progress")
+    __slots__ = ("costs", "progress", "memory")
     COSTS_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     costs: _containers.RepeatedCompositeFieldContainer[BucketCost]
     progress: Progress
-    def __init__(self, costs: _Optional[_Iterable[_Union[BucketCost, _Mapping]]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    memory: Memory
+    def __init__(self, costs: _Optional[_Iterable[_Union[BucketCost, _Mapping]]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ...) -> None: ...
+
+class Memory(_message.Message):
+    __slots__ = ("total_bytes", "free_bytes", "slots_bytes", "weights_bytes")
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    total_bytes: int
+    free_bytes: int
+    slots_bytes: int
+    weights_bytes: int
+    def __init__(self, total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., slots_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("worker_id", "engine", "device", "slots", "model", "costs", "progress")
+    __slots__ = ("worker_id", "engine", "device", "slots", "model", "costs", "progress", "memory")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +215,7 @@ class Ready(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     COSTS_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     engine: str
     device: str
@@ -208,7 +223,8 @@ class Ready(_message.Message):
     model: ModelInfo
     costs: _containers.RepeatedCompositeFieldContainer[BucketCost]
     progress: Progress
-    def __init__(self, worker_id: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., costs: _Optional[_Iterable[_Union[BucketCost, _Mapping]]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    memory: Memory
+    def __init__(self, worker_id: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., costs: _Optional[_Iterable[_Union[BucketCost, _Mapping]]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ...) -> None: ...
 
 class TickDone(_message.Message):
     __slots__ = ("tick_id", "status", "seconds", "error", "pixels", "start_unix_s", "failures")
