@@ -59,10 +59,13 @@ def device_of(config: WorkerConfig) -> torch.device:
 
     Raises:
         ConfigError: torch cannot use it.
+        RuntimeError: somebody else has its memory, which is no fault of the setting.
     """
     try:
         return usable_device(config.device)
     except ValueError as error:
+        if error.__context__ is not None and "out of memory" in str(error.__context__):
+            raise error.__context__ from None
         raise ConfigError("worker.device", f"is {config.device!r}, {error}") from None
 
 

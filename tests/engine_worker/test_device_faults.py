@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from device_faults import LOST, REFUSED, fault
 
 from steploom_engine_worker.commands import Admit, Picture, Tick, TickDone, TickStatus
@@ -18,6 +19,7 @@ from steploom_engine_worker.config import FakeConfig, WorkerConfig
 from steploom_engine_worker.engine import Costs, Done, Job, Pending, Pixels, Stage
 from steploom_engine_worker.errors import EngineError, FatalEngineError, ModelError, is_fatal, is_refused_memory
 from steploom_engine_worker.fake_engine import FakeEngine
+from steploom_engine_worker.torch_engine import device_of
 from steploom_engine_worker.worker import Worker
 
 SIDE = 16
@@ -145,6 +147,17 @@ def test_a_fault_that_was_judged_already_is_not_fatal() -> None:
     with pytest.raises(ValueError, match="no such device") as judged:
         judge("illegal address")
     assert not is_fatal(judged.value)
+
+
+@pytest.mark.parametrize("kind", ["memory", "memory of the driver"])
+def test_a_device_without_memory_is_no_wrong_setting(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def refuse(*_: object, **__: object) -> torch.Tensor:
+        raise fault(kind)
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(RuntimeError, match="out of memory") as full:
+        device_of(WorkerConfig(device="cuda"))
+    assert is_fatal(full.value)
 
 
 def judge(kind: str) -> None:

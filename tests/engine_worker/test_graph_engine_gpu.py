@@ -242,10 +242,10 @@ def test_the_device_reads_shared_memory_by_itself(
     assert half._pinned.start_copy(pixels, half.slots.pixels[1])
     torch.cuda.synchronize()
     assert np.array_equal(half.slots.pixels[1].cpu().numpy(), pixels)
-    assert np.array_equal(draw(half, [make_job(pixels=pixels)])[0], expected)
+    assert np.abs(draw(half, [make_job(pixels=pixels)])[0].astype(int) - expected).max() <= 1
     views.close()
     assert not torch.from_numpy(pixels).is_pinned()
-    assert np.array_equal(draw(half, [make_job(pixels=pixels)])[0], expected)
+    assert np.abs(draw(half, [make_job(pixels=pixels)])[0].astype(int) - expected).max() <= 1
     arena.close()
 
 
