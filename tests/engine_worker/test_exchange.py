@@ -61,8 +61,13 @@ def test_every_array_of_the_slots_is_shared_by_its_address(device: torch.device)
     assert float(there[1].min()) == float(there.max()) == 7.0
 
 
-def test_the_arrays_stay_where_they_are_while_jobs_come_and_go(adapted_dir: Path, make_job: Callable[..., Job]) -> None:
+def test_what_stages_take_and_give_is_shared_and_slots_stay(adapted_dir: Path, make_job: Callable[..., Job]) -> None:
     engine = GraphEngine(load_model(adapted_dir), 2, 8, CPU, torch.float32, Buckets((1,), (3,), (1,)))
+    for step in engine._steps.values():
+        assert_shared(step._sample)  # what the UNet takes; its memory is channels last
+        assert_shared(step.are_finite)
+    for _, decode in engine._decodes.values():
+        assert_shared(decode.pictures)
     before = {name: item.data_ptr() for name, item in engine.slots.exported().items()}
     latents = np.from_dlpack(engine.slots.exported()["latents"])
     for slot in (0, 1):
