@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--mix",
         choices=tuple(MIXES),
         default="student",
-        help="who draws the 3 steps of the 9:1 mix: the adapter few-step, one row a step (default), or the model, three",
+        help="who draws the 3 steps of the 9:1 mix: adapter few-step, one row a step (default), or the model, three",
     )
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of the JSON and Markdown files")
     parser.add_argument("--list", action="version", version="\n".join(BENCHMARKS), help="name the benchmarks")
