@@ -102,7 +102,8 @@ def _worker_tables(options: Options) -> dict[str, Mapping[str, Any]]:
         worker["denoise_buckets"] = list(asked.rows)
     if not options.is_fake:
         dtype = asked.dtype or ("float32" if asked.device == "cpu" else "float16")
-        worker |= {"device": asked.device, "dtype": dtype}
+        # nothing is recorded beside what is measured
+        worker |= {"device": asked.device, "dtype": dtype, "record_all": True}
     return {**tables, "worker": worker}
 
 
