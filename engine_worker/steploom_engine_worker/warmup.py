@@ -33,7 +33,7 @@ def warm_up(engine: Engine, config: WorkerConfig) -> Costs:
     begin = time.perf_counter()
     costs = {
         **_measure_jobs(engine, Stage.ENCODE, config.encode_buckets, config.warmup_repeats, engine.encode),
-        **_measure_denoise(engine, config.denoise_buckets, config.warmup_repeats),
+        **_measure_denoise(engine, config),
         **_measure_jobs(engine, Stage.DECODE, config.decode_buckets, config.warmup_repeats, engine.decode),
     }
     _try_adapters(engine)
@@ -60,15 +60,17 @@ def _measure_jobs(
     return costs
 
 
-def _measure_denoise(engine: Engine, buckets: Iterable[int], repeats: int) -> dict[tuple[Stage, int], float]:
+def _measure_denoise(engine: Engine, config: WorkerConfig) -> dict[tuple[Stage, int], float]:
     costs = {}
-    for bucket in buckets:
+    repeats, at_once = config.warmup_repeats, max(config.encode_buckets)
+    for bucket in config.denoise_buckets:
         rows = [3] * (bucket // 3) + [bucket % 3] * bool(bucket % 3)
         if len(rows) > engine.num_slots:
             break
         steps = min(repeats + 1, engine.model.max_steps)
         slots = _admit(engine, rows, steps)
-        engine.encode(slots).wait()
+        for start in range(0, len(slots), at_once):
+            engine.encode(slots[start : start + at_once]).wait()
         ticks = [partial(engine.denoise, slots, [tick % steps] * len(slots)) for tick in range(repeats + 1)]
         costs[Stage.DENOISE, bucket] = _median_seconds(ticks)
         _release(engine, slots)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -226,13 +227,20 @@ def test_the_memory_of_the_device_is_told(half: GraphEngine) -> None:
     assert 0 < memory.weights < memory.total - memory.free
 
 
+@pytest.fixture
+def shared_memory() -> Iterator[Path]:
+    """A folder in memory, where arenas lie: Linux pins no pages of a disk's files."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
 def test_the_device_reads_shared_memory_by_itself(
-    half: GraphEngine, make_job: Callable[..., Job], tmp_path: Path
+    half: GraphEngine, make_job: Callable[..., Job], shared_memory: Path
 ) -> None:
     expected = draw(half, [make_job()])[0]
     side = half.model.height
-    arena = Arena(tmp_path, side * side * 3, 4)
-    views = ArenaViews(tmp_path, half.share, half.unshare)
+    arena = Arena(shared_memory, side * side * 3, 4)
+    views = ArenaViews(shared_memory, half.share, half.unshare)
     arena.borrow()
     block = arena.borrow()
     assert block is not None

@@ -59,6 +59,13 @@ def test_runs_every_bucket_that_fits_and_leaves_no_job(monkeypatch: pytest.Monke
     assert engine.held == 0
 
 
+def test_no_tick_is_larger_than_its_stage_s_largest_bucket() -> None:
+    config = WorkerConfig(slots=8, denoise_buckets=(1, 24), encode_buckets=(1, 3), decode_buckets=(1,))
+    engine = Watched(config)
+    assert (Stage.DENOISE, 24) in warm_up(engine, config)
+    assert max(count for stage, count in engine.ticks if stage is Stage.ENCODE) == 3
+
+
 def test_a_slow_bucket_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warmup, "_ENOUGH_S", -1.0)
     config = WorkerConfig(slots=4, denoise_buckets=(3,), encode_buckets=(2,), decode_buckets=(4,), warmup_repeats=5)
