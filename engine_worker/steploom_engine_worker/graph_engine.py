@@ -172,7 +172,9 @@ class GraphEngine(TorchEngine):
         self._marks: list[Mark | None] = [None] * num_slots  # where what was last asked for of a slot ends
         most_jobs = max(*buckets.encode, *buckets.decode)
         ring = partial(HostRing, MAX_PENDING, device=device)
-        self._packed = {bucket: ring((8 * bucket,), torch.int32) for bucket in buckets.denoise}
+        # a tick may take a bucket once for each form
+        in_flight = (MAX_PENDING + 1) * len(self._forms) - 1
+        self._packed = {bucket: HostRing(in_flight, (8 * bucket,), torch.int32, device) for bucket in buckets.denoise}
         self._job_slots = ring((most_jobs,), torch.int64)
         self._flags = ring((2, max(most_jobs, *buckets.denoise)), torch.bool)
         self._decoded = ring((max(buckets.decode), model.side, model.side, 3), torch.uint8)
@@ -224,9 +226,9 @@ class GraphEngine(TorchEngine):
         kinds: dict[Kind, Sequence[int]] = {(Stage.DENOISE, form): buckets.denoise for form in (PLAIN, *merged)}
         kinds[Stage.ENCODE, PLAIN], kinds[Stage.DECODE, PLAIN] = buckets.encode, buckets.decode
         if GATED in self._forms:
-            # rows of several adapters are at least two, and those of one have their merged form
-            least = 2 if len(merged) == len(model.adapters) else 1
-            kinds[Stage.DENOISE, GATED] = [size for size in buckets.denoise if size >= least] or buckets.denoise
+            # where every adapter has its own form, this one serves until that is recorded, and crowds of adapters
+            has_all = len(merged) == len(model.adapters)
+            kinds[Stage.DENOISE, GATED] = buckets.denoise[-1:] if has_all else buckets.denoise
         return kinds
 
     def _alone(self, model: Model) -> Mapping[Kind, int]:
@@ -397,18 +399,45 @@ class GraphEngine(TorchEngine):
 
     @torch.inference_mode()
     def denoise(self, slots: Sequence[int], steps: Sequence[int], previewed: Sequence[int] = ()) -> Done | Pending:
-        row_slots = [slots[job] for job in self.slots.rows(slots)[0]]
-        graph = self._steps[self._readiness.take(Stage.DENOISE, self._form(slots), len(row_slots))]
-        packed = self._packed[graph.bucket].next()
-        packed.numpy()[:] = pack_rows(graph.bucket, self.slots, slots, steps)
+        flags = self._flags.next()[0]
+        row_slots: list[int] = []
         with self._main.working():
             start = self._begin(self._main, slots)
-            graph.start(packed)
-            flags = self._flags.next()
-            flags[0, : len(row_slots)].copy_(graph.are_finite[: len(row_slots)], non_blocking=True)
+            for recording, jobs in self._passes(slots):
+                graph, done = self._steps[recording], len(row_slots)
+                own = [slots[job] for job in jobs]
+                packed = self._packed[graph.bucket].next()
+                packed.numpy()[:] = pack_rows(graph.bucket, self.slots, own, [steps[job] for job in jobs])
+                graph.start(packed)
+                row_slots += [own[job] for job in self.slots.rows(own)[0]]
+                count = len(row_slots) - done
+                flags[done : len(row_slots)].copy_(graph.are_finite[:count], non_blocking=True)
             previews = self._previews(self._copy_estimates(previewed))
             end = self._end(self._main, slots)
-        return _Tick(start, end, lambda: _failed(flags[0], row_slots, "the UNet"), previews=previews)
+        return _Tick(start, end, lambda: _failed(flags, row_slots, "the UNet"), previews=previews)
+
+    def _passes(self, slots: Sequence[int]) -> list[tuple[Recording, Sequence[int]]]:
+        """What a denoise tick runs on, and for which of its jobs: one pass for all, or one for those of each adapter.
+
+        Rows of several adapters share a pass at a price, since each takes the products of every adapter along. It is
+        known what both ways take; the one that takes less is gone.
+        """
+        together = self._take_step(self._form(slots), slots)
+        by_adapter: dict[int, list[int]] = {}
+        for job, slot in enumerate(slots):
+            by_adapter.setdefault(self.slots.adapters[slot], []).append(job)
+        forms = {adapter: PLAIN if adapter == NO_ADAPTER else adapter for adapter in by_adapter}
+        if len(by_adapter) == 1 or not self._forms.keys() >= set(forms.values()):
+            return [(together, range(len(slots)))]
+        apart: list[tuple[Recording, Sequence[int]]] = [
+            (self._take_step(forms[adapter], [slots[job] for job in jobs]), jobs)
+            for adapter, jobs in by_adapter.items()
+        ]
+        takes_less = sum(self._seconds[recording] for recording, _ in apart) < self._seconds[together]
+        return apart if takes_less else [(together, range(len(slots)))]
+
+    def _take_step(self, form: int, slots: Sequence[int]) -> Recording:
+        return self._readiness.take(Stage.DENOISE, form, len(self.slots.rows(slots)[0]))
 
     def _copy_estimates(self, slots: Sequence[int]) -> dict[int, Tensor]:
         """What the jobs of slots are becoming, to the host, before the next tick can change it."""
