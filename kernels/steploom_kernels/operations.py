@@ -16,6 +16,7 @@ MODULES = (
     "gelu",
     "silu",
     "cast",
+    "interleave",
     "fp8",
     "gated_lora",
     "gather_rows",

@@ -412,6 +412,9 @@ def test_a_sweep_measures_plans_and_nothing_else(
     monkeypatch.setattr(command, "all_plans", lambda: [case("plan", shape="1"), case("plan", shape="2")])
     assert main(["--sweep", "--list"]) == 0
     assert capsys.readouterr().out == "plan 1\nplan 2\n"
+    monkeypatch.setattr(command, "all_plans", lambda: [case("plan", shape="1"), case("other")])
+    assert main(["--sweep", "--list", "--op", "plan"]) == 0
+    assert capsys.readouterr().out == "plan 1\n"
     assert main(["--sweep"]) == 0
     assert "usual" not in capsys.readouterr().out
     assert not command.compilers(command._parser().parse_args(["--sweep"]))
@@ -421,7 +424,8 @@ def test_every_plan_is_measured_on_the_shape_that_it_is_for() -> None:
     shapes = {each.shape.split(" fp16")[0] for each in all_plans()}
     assert "12 x 4096 to 4096 x 8 heads of 40" in shapes
     assert "12 x 256 to 77 x 8 heads of 160" in shapes
-    assert len(shapes) == 6
+    assert "12 x 32x32 x 640" in shapes
+    assert len(shapes) == 6 + 4
 
 
 def smallest() -> list[Case]:

@@ -56,6 +56,7 @@ READ_WIDE = {
     "silu",
     "cast",
     "transpose",
+    "interleave",
     "quantise",
 }
 WRITE_WIDE = READ_WIDE - {"group_moments", "transpose", "quantise"}  # a few numbers, four channels, eight bytes

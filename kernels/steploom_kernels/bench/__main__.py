@@ -27,7 +27,7 @@ AUTOTUNED = "compile max-autotune"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns 0, 1 where a kernel was wrong or failed, 2 without a CUDA device."""
     given = _parser().parse_args(arguments)
-    cases = all_plans() if given.sweep else chosen(all_cases(), given.op, is_quick=given.quick)
+    cases = chosen(all_plans() if given.sweep else all_cases(), given.op, is_quick=given.quick and not given.sweep)
     if given.list:
         print("\n".join(f"{case.op} {case.shape}" for case in ordered(cases)))
         return 0
@@ -76,13 +76,13 @@ def _compiled(mode: str, function: Function) -> Function:
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = sorted({case.op for case in all_cases()})
+    names = sorted({case.op for case in [*all_cases(), *all_plans()]})
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--op", metavar="NAME", choices=names, help=f"one of {', '.join(names)}; default: all")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no further case after; default: no bound")
     parser.add_argument("--quick", action="store_true", help="one shape an operation, few repeats, no torch.compile")
     parser.add_argument("--full", action="store_true", help="also torch.compile with max-autotune: takes long")
-    parser.add_argument("--sweep", action="store_true", help="every launch plan of attention instead")
+    parser.add_argument("--sweep", action="store_true", help="instead: every launch plan of attention and interleave")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table")
     parser.add_argument("--list", action="store_true", help="name the cases in their order")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from steploom_kernels.bench.case import Case
-from steploom_kernels.bench.cases import activations, adapters, attention, engine, fp8, norms
+from steploom_kernels.bench.cases import activations, adapters, attention, engine, fp8, norms, upsampling
 
 
 def all_cases() -> list[Case]:
     """Every case of every family."""
-    return [case for family in (norms, attention, activations, fp8, adapters, engine) for case in family.cases()]
+    families = (norms, attention, activations, upsampling, fp8, adapters, engine)
+    return [case for family in families for case in family.cases()]
 
 
 def all_plans() -> list[Case]:
     """Every launch plan that might be the best, where there are several."""
-    return list(attention.sweep())
+    return [*attention.sweep(), *upsampling.sweep()]
