@@ -12,7 +12,7 @@ import torch
 
 from steploom_engine_worker.bench import unet as unet_bench
 from steploom_engine_worker.bench import vae as vae_bench
-from steploom_engine_worker.bench.profile import kind_of, markdown
+from steploom_engine_worker.bench.profile import Call, calls_markdown, kind_of, markdown
 from steploom_engine_worker.bench.sweep import Form, Forward, Point, Subject, sweep
 from steploom_engine_worker.model import load_model
 from steploom_kernels.bench.case import Function, Inputs
@@ -154,3 +154,9 @@ def test_a_profile_is_a_table_by_kind_longest_first() -> None:
     lines = markdown(kinds, rows=2).splitlines()
     assert lines[2] == "| attention | 30.5 | 75.3% | 6 | `flash` 30.0, `small` 0.5 |"
     assert lines[-1].startswith("| all | 40.5 |")
+
+
+def test_calls_are_told_by_shape() -> None:
+    calls = [Call("mm", "[8, 4] [4, 2]", 3e-5, 2.0), Call("conv2d", "[1, 4, 8, 8] [4, 4, 3, 3]", 1e-6, 1.0)]
+    lines = calls_markdown(calls, rows=2).splitlines()
+    assert lines[2:] == ["| mm | [8, 4] [4, 2] | 2 | 15.0 |", "| conv2d | [1, 4, 8, 8] [4, 4, 3, 3] | 1 | 0.5 |"]

@@ -99,6 +99,8 @@ def _profiles(subject: Subject, rows: Sequence[int]) -> str:
     for form in subject.forms:
         for count in rows:
             if form.rows is None or count in form.rows:
-                kinds = profile.profile(partial(form.build(count), *subject.inputs(count)))
-                text += f"{form.name}, {count} rows:\n\n{profile.markdown(kinds, count)}\n"
+                run = partial(form.build(count), *subject.inputs(count))
+                kinds, calls = profile.profile(run), profile.profile_calls(run)
+                tables = f"{profile.markdown(kinds, count)}\n{profile.calls_markdown(calls, count)}"
+                text += f"{form.name}, {count} rows:\n\n{tables}\n"
     return text

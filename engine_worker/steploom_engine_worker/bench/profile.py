@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +24,20 @@ _KINDS: Mapping[str, str] = {
 }
 
 
+# Torch's operations that end in a library's kernels.
+_CALLS = ("mm", "addmm", "addmm_", "bmm", "baddbmm_", "_scaled_mm", "conv2d", "scaled_dot_product_attention")
+_LONGEST_CALLS = 30
+
+
+class Call(NamedTuple):
+    """An operation of torch on tensors of certain shapes, in one pass."""
+
+    name: str
+    shapes: str  # of its tensors
+    seconds: float  # of all calls
+    calls: float
+
+
 def profile(run: Callable[[], object], repeats: int = 5) -> dict[str, list[tuple[str, float, float]]]:
     """Kernels of one call by kind, longest first: name, seconds, calls."""
     run()
@@ -37,6 +52,28 @@ def profile(run: Callable[[], object], repeats: int = 5) -> dict[str, list[tuple
         if seconds > 0:
             kinds[kind_of(event.key)].append((event.key, seconds, event.count / repeats))
     return {kind: sorted(items, key=lambda item: -item[1]) for kind, items in kinds.items()}
+
+
+def profile_calls(run: Callable[[], object], repeats: int = 5) -> list[Call]:
+    """What libraries do in one call, by operation and shapes, longest first."""
+    run()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
+        for _ in range(repeats):
+            run()
+        torch.cuda.synchronize()
+    found = [
+        Call(
+            name=event.key.removeprefix("aten::"),
+            shapes=" ".join(str(shape) for shape in event.input_shapes if shape),
+            seconds=event.device_time_total / 1e6 / repeats,
+            calls=event.count / repeats,
+        )
+        for event in profiler.key_averages(group_by_input_shape=True)
+        if event.key.removeprefix("aten::") in _CALLS
+    ]
+    return sorted(found, key=lambda call: -call.seconds)
 
 
 def kind_of(kernel: str) -> str:
@@ -57,4 +94,12 @@ def markdown(kinds: Mapping[str, list[tuple[str, float, float]]], rows: int) -> 
         longest = ", ".join(f"`{name[:60]}` {each / rows * 1e6:.1f}" for name, each, _ in items[:3])
         lines.append(f"| {kind} | {seconds / rows * 1e6:.1f} | {seconds / total:.1%} | {launches:.0f} | {longest} |")
     lines.append(f"| all | {total / rows * 1e6:.1f} | | | |")
+    return "\n".join(lines) + "\n"
+
+
+def calls_markdown(calls: Sequence[Call], rows: int) -> str:
+    """The longest, microseconds a row."""
+    lines = ["| operation | shapes | calls | µs a row |", "|---|---|---|---|"]
+    for call in calls[:_LONGEST_CALLS]:
+        lines.append(f"| {call.name} | {call.shapes} | {call.calls:.0f} | {call.seconds / rows * 1e6:.1f} |")
     return "\n".join(lines) + "\n"
