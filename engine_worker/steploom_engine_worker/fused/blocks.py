@@ -305,21 +305,18 @@ class Sampler(nn.Module):
 
     Args:
         name: of diffusers' convolution.
-        scale: by which the picture is enlarged before it.
+        scale: by which the picture is enlarged before it: 1 or 2.
     """
 
     short: Tensor
 
     def __init__(self, name: str, maps: Maps, scale: int) -> None:
         super().__init__()
-        self.scale = scale
-        self.conv = maps.convolution(name)
+        self.conv = maps.convolution(name) if scale == 1 else maps.up_convolution(name)
         self.register_buffer("short", maps.bias(name))
 
     def forward(self, x: Tensor, tick: Tick) -> Tensor:
         """Of x [n, c, h, w]."""
-        if self.scale > 1:
-            x = functional.interpolate(x, scale_factor=float(self.scale), mode="nearest")
         result: Tensor = self.conv(x, tick.rows)
         return result
 

@@ -20,6 +20,7 @@ from steploom_kernels.add import add
 from steploom_kernels.fp8 import E4M3, MULTIPLE, quantise, quantise_channels, scaled_linear
 from steploom_kernels.gated_lora import MAX_RANK, gated_lora, gated_up
 from steploom_kernels.gather_rows import RowScalars
+from steploom_kernels.interleave import interleave, phase_weights
 
 Gates = RowScalars | None
 
@@ -182,13 +183,34 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, rows: Gates, bias: Tensor | None = None) -> Tensor:
         """Of x [rows, in, h, w]."""
-        y = functional.conv2d(x, self.weight, bias, self.stride, self.padding)
-        y = y.contiguous(memory_format=torch.channels_last)  # as it is, but where one side is 1
+        y = self._convolved(x, self.weight, bias)
         if rows is not None and self.down is not None and self.up is not None:
-            hidden = functional.conv2d(x, self.down, None, self.stride, self.padding)
-            hidden = hidden.contiguous(memory_format=torch.channels_last)
-            gated_up(tokens(y), tokens(hidden), self.up, rows.gates, rows.adapters)
+            gated_up(tokens(y), tokens(self._convolved(x, self.down)), self.up, rows.gates, rows.adapters)
         return y
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        y = functional.conv2d(x, weight, bias, self.stride, self.padding)
+        return y.contiguous(memory_format=torch.channels_last)  # as it is, but where one side is 1
+
+
+class UpConvolution(Convolution):
+    """A convolution of a picture that is first enlarged to twice its size by nearest neighbours: see `interleave`.
+
+    Adapters' A go the same way. There is no choice by shape: by operations and bytes a GPU gains from about 40 channels
+    on, and below them both forms are short. Only a row alone at the deepest level of Stable Diffusion waits for its
+    weights, 16/9 as large as those of 3 x 3, and gains nothing.
+
+    Args:
+        weight: [out, in, 3, 3], for stride 1 and padding 1.
+        change: as a `Convolution`'s.
+    """
+
+    def __init__(self, weight: Tensor, change: tuple[Tensor, Tensor] | None) -> None:
+        phases = None if change is None else (phase_weights(change[0]), change[1])
+        super().__init__(phase_weights(weight), stride=1, padding=1, change=phases)
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return interleave(super()._convolved(x, weight, None if bias is None else bias.repeat(4)))
 
 
 class RowDense(nn.Module):
@@ -267,10 +289,12 @@ class Maps:
     def convolution(self, name: str, padding: int | None = None) -> Convolution:
         """A convolution, with another padding than its own where one is given."""
         base = cast(nn.Conv2d, self._modules[name])
-        change = self._change(name, is_flat=False)
-        if change is not None:
-            change = change[0].flatten(0, 1), change[1]
-        return Convolution(base.weight, base.stride[0], int(base.padding[0]) if padding is None else padding, change)
+        padding = int(base.padding[0]) if padding is None else padding
+        return Convolution(base.weight, base.stride[0], padding, self._convolved_change(name))
+
+    def up_convolution(self, name: str) -> UpConvolution:
+        """A convolution of a picture that is first enlarged."""
+        return UpConvolution(self._weight(name), self._convolved_change(name))
 
     def row_dense(self, *names: str, biases: Sequence[Tensor] = ()) -> RowDense:
         """Linear maps of one vector a row; `biases` are added to the maps' own."""
@@ -296,6 +320,11 @@ class Maps:
         if change is None:
             return self._weight(name)
         return change.merged_into(cast(nn.Linear, self._modules[name])).weight.detach()
+
+    def _convolved_change(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """A of all adapters as one convolution [adapters * rank, in, k, k], and B [adapters, out, rank]."""
+        change = self._change(name, is_flat=False)
+        return None if change is None else (change[0].flatten(0, 1), change[1])
 
     def _change(self, name: str, is_flat: bool = True) -> tuple[Tensor, Tensor] | None:
         """A of each adapter [adapters, rank, ...] and B [adapters, out, rank], of the largest rank of any."""
