@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
-from steploom_engine_worker.fused.vae import FusedDecoder, FusedEncoder, cannot_fuse_vae
+from steploom_engine_worker.fused.blocks import sdpa
+from steploom_engine_worker.fused.vae import FusedDecoder, FusedEncoder, attend_by_products, cannot_fuse_vae
 from steploom_engine_worker.model import load_model
 from steploom_engine_worker.model_files import embedded_model
 from steploom_engine_worker.tiny_model import VAE
@@ -169,3 +170,24 @@ def test_says_why_it_cannot_fuse(vae: Any) -> None:
         for form in (FusedEncoder, FusedDecoder):
             with pytest.raises(ValueError, match="must be"):
                 form(other)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_by_products_is_attention(heads: int) -> None:
+    """Of parts of one wide tensor, as a map of query, key and value gives them, with scores that exponentials feel."""
+    generator = torch.Generator().manual_seed(3)
+    wide = torch.randn(2, 21, 3, heads, 24, generator=generator, dtype=torch.float64) * 3
+    q, k, v = wide.unbind(2)
+    torch.testing.assert_close(attend_by_products(q, k, v), sdpa(q, k, v))
+
+
+def test_a_vae_attends_as_it_is_told(vae: Any) -> None:
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    calls = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        calls.append(q.shape)
+        return attend_by_products(q, k, v)
+
+    assert_near(FusedDecoder(vae, attend)(latents), decoded(vae, latents))
+    assert len(calls) == 1

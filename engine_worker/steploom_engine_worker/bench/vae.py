@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from steploom_engine_worker.bench import command
 from steploom_engine_worker.bench.sweep import Form, Forward, Subject, count_flops
+from steploom_engine_worker.fused.blocks import sdpa
 from steploom_engine_worker.fused.vae import FusedDecoder, FusedEncoder
 from steploom_engine_worker.tiny_model import FULL_SIZE, VAE
 from steploom_kernels.bench.case import Inputs
@@ -47,8 +48,8 @@ def vae_subjects(vae: Any) -> dict[str, Subject]:
         return image
 
     return {
-        "encode": _subject(encode, FusedEncoder(vae), partial(pictures, vae)),
-        "decode": _subject(decode, FusedDecoder(vae), partial(latents, vae)),
+        "encode": _subject(encode, FusedEncoder(vae), FusedEncoder(vae, sdpa), partial(pictures, vae)),
+        "decode": _subject(decode, FusedDecoder(vae), FusedDecoder(vae, sdpa), partial(latents, vae)),
     }
 
 
@@ -66,11 +67,12 @@ def latents(vae: Any, rows: int) -> tuple[Tensor]:
     return (torch.randn(shape, generator=torch.Generator().manual_seed(command.SEED)).to(vae.device),)
 
 
-def _subject(module: Forward, fused: nn.Module, inputs: Callable[[int], Inputs]) -> Subject:
+def _subject(module: Forward, fused: nn.Module, by_library: nn.Module, inputs: Callable[[int], Inputs]) -> Subject:
     forms = [
         Form("eager", command.plain(module)),
         Form("compile", command.compiled(module)),
         Form("fused", command.plain(fused)),
+        Form("fused, torch attention", command.plain(by_library)),
     ]
     return Subject(forms, inputs, count_flops(module, inputs(1)))
 

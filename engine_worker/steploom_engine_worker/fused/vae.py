@@ -16,17 +16,20 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from steploom_engine_worker.fused.blocks import (
+    Attend,
     Attention,
     GroupNorm,
     Layout,
     Resnet,
     Sampler,
     Tick,
+    sdpa,
     summed,
     unknown_part,
 )
 from steploom_engine_worker.fused.maps import Convolution, Maps, tokens
 
+_WIDEST_HEAD = 256  # of flash attention and of cuDNN's
 _BLOCKS = ("DownEncoderBlock2D", "UpDecoderBlock2D")
 # Settings of a VAE whose other values ask for what no block here does.
 _WANTED: Mapping[str, tuple[object, ...]] = {"act_fn": ("silu", "swish")}
@@ -39,11 +42,30 @@ def cannot_fuse_vae(vae: Any) -> str:
     return unknown_part(vae.config, _WANTED, _BLOCKS)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`blocks.sdpa`, by products where one head is wider than libraries' fast kernels take.
+
+    Scores are then rounded once, which for half precision with its eleven digits moves a share by a thousandth or so of
+    itself; with the eight of bfloat16 it would be a hundredth, so that is left to the library.
+    """
+    is_wide = q.shape[-1] > _WIDEST_HEAD and q.dtype == torch.float16 and q.is_cuda
+    return attend_by_products(q, k, v) if is_wide else sdpa(q, k, v)
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`blocks.sdpa` as two products around a softmax, whose scores are all in memory at once."""
+    n, tokens_q, heads, width = q.shape
+    q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (q, k, v))  # no copies where there is one head
+    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0, alpha=width**-0.5)
+    return (scores.softmax(dim=-1) @ v).view(n, heads, tokens_q, width).transpose(1, 2)
+
+
 class FusedEncoder(nn.Module):
     """The mean of the latents of pictures.
 
     Args:
         vae: a diffusers AutoencoderKL on its device, in its type; it is read, and shares memory where it can.
+        attend: the attention; see `attend`.
 
     Raises:
         ValueError: the VAE has something that is not known here.
@@ -51,11 +73,11 @@ class FusedEncoder(nn.Module):
 
     out_bias: Tensor
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, attend: Attend = attend) -> None:
         super().__init__()
         _require_known(vae)
         stages = [(f"down_blocks.{number}", block) for number, block in enumerate(vae.encoder.down_blocks)]
-        self.body = _Body(vae.encoder, "encoder", [*stages, ("mid_block", vae.encoder.mid_block)], Maps(vae))
+        self.body = _Body(vae.encoder, "encoder", [*stages, ("mid_block", vae.encoder.mid_block)], Maps(vae), attend)
         weight, bias = _mean(vae.encoder.conv_out, vae.quant_conv, int(vae.config.latent_channels))
         self.conv_out = Convolution(weight, stride=1, padding=1, change=None)
         self.register_buffer("out_bias", bias)
@@ -70,6 +92,7 @@ class FusedDecoder(nn.Module):
 
     Args:
         vae: a diffusers AutoencoderKL on its device, in its type; it is read, and shares memory where it can.
+        attend: the attention; see `attend`.
 
     Raises:
         ValueError: the VAE has something that is not known here.
@@ -79,7 +102,7 @@ class FusedDecoder(nn.Module):
     in_bias: Tensor
     out_bias: Tensor
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, attend: Attend = attend) -> None:
         super().__init__()
         _require_known(vae)
         maps = Maps(vae)
@@ -87,7 +110,7 @@ class FusedDecoder(nn.Module):
         self.register_buffer("in_weight", weight)
         self.register_buffer("in_bias", bias)
         stages = [(f"up_blocks.{number}", block) for number, block in enumerate(vae.decoder.up_blocks)]
-        self.body = _Body(vae.decoder, "decoder", [("mid_block", vae.decoder.mid_block), *stages], maps)
+        self.body = _Body(vae.decoder, "decoder", [("mid_block", vae.decoder.mid_block), *stages], maps, attend)
         self.conv_out = maps.convolution("decoder.conv_out")
         self.register_buffer("out_bias", maps.bias("decoder.conv_out"))
 
@@ -108,8 +131,9 @@ class _Body(nn.Module):
         stages: its blocks in the order of a forward pass, by their names in it.
     """
 
-    def __init__(self, base: Any, name: str, stages: Iterable[tuple[str, Any]], maps: Maps) -> None:
+    def __init__(self, base: Any, name: str, stages: Iterable[tuple[str, Any]], maps: Maps, attend: Attend) -> None:
         super().__init__()
+        self.attend = attend
         self.conv_in = maps.convolution(f"{name}.conv_in")
         self.blocks = nn.ModuleList()
         short: Tensor | None = maps.bias(f"{name}.conv_in")
@@ -121,7 +145,7 @@ class _Body(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Of x [n, c, h, w], what the last convolution reads."""
-        tick = Tick()
+        tick = Tick(attend=self.attend)
         x = self.conv_in(x, tick.rows)
         for block in self.blocks:
             x = block(x, tick)
