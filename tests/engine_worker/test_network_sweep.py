@@ -142,6 +142,7 @@ def test_without_a_gpu_it_says_so(main: Callable[[list[str]], int], capsys: pyte
         ("_gated_lora_kernel", "adapters"),
         ("_add_kernel", "addition"),
         ("_quantise_kernel", "quantisation"),
+        ("_interleave_kernel", "copy and layout"),
         ("void at::native::vectorized_elementwise_kernel<4, sin>", "other"),
     ],
 )

@@ -20,7 +20,7 @@ _KINDS: Mapping[str, str] = {
     "quantisation": r"quantise",
     "addition": r"^_add",
     "matrix product": r"gemm|nvjet|cutlass|splitK|gemv|cublas",
-    "copy and layout": r"copy|nchw|nhwc|Cat|transpose|upsample|Memcpy",
+    "copy and layout": r"copy|nchw|nhwc|Cat|transpose|upsample|interleave|Memcpy",
 }
 
 
