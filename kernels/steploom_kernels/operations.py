@@ -24,6 +24,8 @@ MODULES = (
     "philox_noise",
     "pixels_in",
     "pixels_out",
+    "slot_edges",
+    "are_finite",
 )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from steploom_kernels.bench.case import Case
-from steploom_kernels.bench.cases import activations, adapters, attention, engine, fp8, norms, upsampling
+from steploom_kernels.bench.cases import activations, adapters, attention, engine, fp8, norms, slots, upsampling
 
 
 def all_cases() -> list[Case]:
     """Every case of every family."""
-    families = (norms, attention, activations, upsampling, fp8, adapters, engine)
+    families = (norms, attention, activations, upsampling, fp8, adapters, engine, slots)
     return [case for family in families for case in family.cases()]
 
 
