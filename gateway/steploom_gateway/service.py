@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
@@ -24,6 +26,17 @@ from steploom_protos.v1 import image_pb2, image_pb2_grpc
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _BUSY_RETRY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caller wants, whatever the protocol in which it was said."""
+
+    request: image_pb2.EditRequest  # not checked yet; its picture is taken out
+    timeout_s: float | None = None  # from the arrival of the call, beside the call's own deadline; None: none
+
+
+Reader = Callable[[Catalogue], Awaitable[Asked]]
 
 
 class ImageService(image_pb2_grpc.ImageServiceServicer):
@@ -57,16 +70,45 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     async def Edit(self, request: image_pb2.EditRequest, context: Context) -> image_pb2.EditResponse:
         """The last event of an edit that nobody watches."""
         last = image_pb2.EditEvent()
-        async with aclosing(self._edit(request, context, is_watched=False)) as events:
+        async with aclosing(self.run(_as_it_came(request), context, "Edit", is_watched=False)) as events:
             async for event in events:
                 last = event
         return last.done
 
     async def EditStream(self, request: image_pb2.EditRequest, context: Context) -> AsyncGenerator[image_pb2.EditEvent]:
         """The events of an edit, the picture last."""
-        async with aclosing(self._edit(request, context, is_watched=True)) as events:
+        async with aclosing(self.run(_as_it_came(request), context, "EditStream", is_watched=True)) as events:
             async for event in events:
                 yield event
+
+    async def run(
+        self, read: Reader, context: Context, method: str, is_watched: bool
+    ) -> AsyncGenerator[image_pb2.EditEvent]:
+        """The events of one edit, the picture last: what every protocol of the gateway goes through.
+
+        Args:
+            read: makes a request of what came in, knowing what is served; its errors are the caller's, and are counted.
+            context: the call that is answered.
+            method: the name by which it is counted.
+            is_watched: whether progress and previews are sent.
+
+        Raises:
+            SteploomError: what was asked for cannot be, or the batcher's refusal or failure.
+        """
+        arrival_unix_s = time.time()
+        deadline_unix_s = _deadline(context)
+        with Observation(self._metrics, method, deadline_unix_s) as seen:
+            catalogue = self._enter()
+            try:
+                asked = await read(catalogue)
+                if asked.timeout_s is not None:
+                    deadline_unix_s = min(deadline_unix_s or math.inf, arrival_unix_s + asked.timeout_s)
+                edit = self._taken(asked.request, catalogue, seen)
+                async with aclosing(edit.events(deadline_unix_s, is_watched)) as events:
+                    async for event in events:
+                        yield event
+            finally:
+                self._leave()
 
     def drain(self) -> None:
         """Refuses new edits from now on."""
@@ -75,20 +117,6 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     async def wait_idle(self) -> None:
         """Returns when no edit is open."""
         await self._idle.wait()
-
-    async def _edit(
-        self, request: image_pb2.EditRequest, context: Context, is_watched: bool
-    ) -> AsyncGenerator[image_pb2.EditEvent]:
-        deadline_unix_s = _deadline(context)
-        with Observation(self._metrics, "EditStream" if is_watched else "Edit", deadline_unix_s) as seen:
-            catalogue = self._enter()
-            try:
-                edit = self._taken(request, catalogue, seen)
-                async with aclosing(edit.events(deadline_unix_s, is_watched)) as events:
-                    async for event in events:
-                        yield event
-            finally:
-                self._leave()
 
     def _taken(self, request: image_pb2.EditRequest, catalogue: Catalogue, seen: Observation) -> EditJob:
         order = read_edit(request, self._config, catalogue.model.max_steps)
@@ -113,6 +141,13 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         self._num_open -= 1
         if self._num_open == 0:
             self._idle.set()
+
+
+def _as_it_came(request: image_pb2.EditRequest) -> Reader:
+    async def read(_: Catalogue) -> Asked:
+        return Asked(request)
+
+    return read
 
 
 def _deadline(context: Context) -> float:
