@@ -32,8 +32,10 @@ def test_every_field_value_and_call_has_a_comment(file: Path) -> None:
     assert bare(file.read_text()) == []
 
 
-def test_packages_carry_a_version() -> None:
+def test_packages_of_ours_carry_a_version() -> None:
     for file in FILES:
+        if file.parent.name == "inference":  # the public protocol's own name, without one
+            continue
         assert re.search(r"^package steploom(\.\w+)*\.v\d+;$", file.read_text(), re.MULTILINE), file
 
 
