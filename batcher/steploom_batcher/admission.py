@@ -29,7 +29,7 @@ class Admission:
         tier = self._config.tiers[spec.tier]
         if not has_slot and num_queued >= tier.max_queued:
             drained_s = self._backlog.total_s / max(1, len(workers)) / max(1, num_queued)
-            message = f"Exceeds maximum queue size: {num_queued} jobs of tier {spec.tier!r} wait already"
+            message = f"{num_queued} jobs of tier {spec.tier!r} wait already"
             return Refused(Cause.QUEUE_FULL, message, retry_after_s=max(0.05, drained_s))
         time_s = spec.deadline - now
         alone_s = costs.total(costs.latency_s, spec.steps)

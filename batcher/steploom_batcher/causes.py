@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 
 from steploom_batcher.types import Cause, Failed, JobSpec, Refused
-from steploom_common.errors import DeadlineMissed, Exhausted, JobFailed, SteploomError, Unavailable
+from steploom_common.errors import DeadlineMissed, Exhausted, JobFailed, QueueFull, SteploomError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ def failure_error(failed: Failed, spec: JobSpec) -> SteploomError:
     return refusal_error(Refused(failed.cause, failed.message), spec)
 
 
-def _exhausted(subject: str) -> Callable[[Refused, JobSpec], SteploomError]:
-    return lambda refused, spec: Exhausted(
+def _exhausted(error: type[Exhausted], subject: str) -> Callable[[Refused, JobSpec], SteploomError]:
+    return lambda refused, spec: error(
         refused.message, subject.format(tier=spec.tier), refused.retry_after_s or _RETRY_AFTER_S
     )
 
@@ -46,8 +46,8 @@ def _poison(refused: Refused, spec: JobSpec) -> SteploomError:
 
 
 _ERRORS: dict[Cause, Callable[[Refused, JobSpec], SteploomError]] = {
-    Cause.QUEUE_FULL: _exhausted("tier:{tier}"),
-    Cause.NO_SLOT: _exhausted("slots"),
+    Cause.QUEUE_FULL: _exhausted(QueueFull, "tier:{tier}"),
+    Cause.NO_SLOT: _exhausted(Exhausted, "slots"),
     Cause.DEADLINE: _deadline,
     Cause.NO_WORKER: _unavailable,
     Cause.DRAINING: _unavailable,

@@ -79,13 +79,20 @@ class Exhausted(SteploomError):
         ]
 
 
+class QueueFull(Exhausted):
+    """As many wait as may. The message begins with the words by which clients of Triton know this refusal."""
+
+    def __init__(self, message: str, subject: str, retry_after_s: float) -> None:
+        super().__init__(f"Exceeds maximum queue size: {message}", subject, retry_after_s)
+
+
 class DeadlineMissed(SteploomError):
-    """The job cannot finish before its deadline, or did not."""
+    """The job cannot finish before its deadline, or did not. The message begins with Triton's words for it."""
 
     status = grpc.StatusCode.DEADLINE_EXCEEDED
 
     def __init__(self, message: str, predicted_s: float | None = None) -> None:
-        super().__init__(message)
+        super().__init__(f"Request timeout expired: {message}")
         self.predicted_s = predicted_s  # seconds from now to the predicted finish; None where not known
 
     def details(self) -> Sequence[Message]:
@@ -106,6 +113,18 @@ class Unavailable(SteploomError):
 
     def trailers(self) -> Sequence[tuple[str, str | bytes]]:
         return (("grpc-retry-pushback-ms", str(int(self.retry_after_s * 1000))),)
+
+
+class Exists(SteploomError):
+    """What was to be made is there already."""
+
+    status = grpc.StatusCode.ALREADY_EXISTS
+
+
+class Unsupported(SteploomError):
+    """What this service does not do, or is not set to do."""
+
+    status = grpc.StatusCode.UNIMPLEMENTED
 
 
 class JobFailed(SteploomError):

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc.aio
 
-from steploom_common.errors import Exhausted, Unavailable
+from steploom_common.errors import QueueFull, Unavailable
 from steploom_gateway.batcher_client import BatcherClient
 from steploom_gateway.catalogue import Catalogue
 from steploom_gateway.config import GatewayConfig
@@ -132,7 +132,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         if self._batcher.catalogue is None:
             raise Unavailable("no worker has been up yet")
         if self._num_open >= self._config.max_calls:
-            raise Exhausted(f"{self._num_open} edits are open", "gateway.max_calls", _BUSY_RETRY_S)
+            raise QueueFull(f"{self._num_open} edits are open", "gateway.max_calls", _BUSY_RETRY_S)
         self._num_open += 1
         self._idle.clear()
         return self._batcher.catalogue

@@ -9,12 +9,15 @@ from google.rpc import error_details_pb2
 from steploom_common.errors import (
     DeadlineMissed,
     Exhausted,
+    Exists,
     InvalidRequest,
     JobCancelled,
     JobFailed,
     NotFound,
+    QueueFull,
     SteploomError,
     Unavailable,
+    Unsupported,
     Violation,
 )
 
@@ -28,6 +31,9 @@ from steploom_common.errors import (
         (Exhausted("full", "tier:free", 1.0), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (DeadlineMissed("late"), grpc.StatusCode.DEADLINE_EXCEEDED),
         (Unavailable("away"), grpc.StatusCode.UNAVAILABLE),
+        (QueueFull("full", "tier:free", 1.0), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (Exists("there"), grpc.StatusCode.ALREADY_EXISTS),
+        (Unsupported("not here"), grpc.StatusCode.UNIMPLEMENTED),
         (JobFailed("abc"), grpc.StatusCode.INTERNAL),
         (JobCancelled("gone"), grpc.StatusCode.CANCELLED),
     ],
@@ -58,6 +64,11 @@ def test_retry_hints() -> None:
     assert isinstance(quota, error_details_pb2.QuotaFailure)
     assert quota.violations[0].subject == "tier:free"
     assert list(Unavailable("x", 0.25).trailers()) == [("grpc-retry-pushback-ms", "250")]
+
+
+def test_refusals_begin_with_the_words_that_clients_of_triton_look_for() -> None:
+    assert str(QueueFull("9 jobs wait", "tier:free", 1.0)) == "Exceeds maximum queue size: 9 jobs wait"
+    assert str(DeadlineMissed("at step 3 of 9")) == "Request timeout expired: at step 3 of 9"
 
 
 def test_predicted_finish() -> None:
