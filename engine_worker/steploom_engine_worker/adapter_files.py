@@ -7,7 +7,6 @@ adapter.safetensors   `unet.MODULE.lora_A.weight` and `…lora_B.weight`, as oth
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,29 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steploom_common.adapter import AdapterTraits
-from steploom_common.settings import ConfigError, check, from_table, section, setting
+from steploom_engine_worker.adapter_manifest import (
+    DESCRIPTION,
+    FOLDER,
+    WEIGHTS,
+    AdapterManifest,
+    read_adapter_manifest,
+)
 from steploom_engine_worker.errors import ModelError
-from steploom_engine_worker.model_files import read_json
 
-FOLDER = "adapters"
-DESCRIPTION, WEIGHTS = "adapter.json", "adapter.safetensors"
-
-
-@dataclass(frozen=True)
-class AdapterManifest:
-    """The whole of adapter.json."""
-
-    format: int = setting(1, "version of this file", at_least=1, at_most=1)
-    base_weights_sha256: str = setting("", "of the model that it was trained on")
-    rank: int = setting(0, "of the weight changes; 0: none", at_least=0, at_most=4096)
-    timestep_spacing: str = setting(
-        "", "which training steps it visits; empty: as the model", choices=("", "trailing", "leading", "linspace")
-    )
-    traits: AdapterTraits = section(AdapterTraits, "the requests that it was trained for")
-
-    def __post_init__(self) -> None:
-        check(self)
+__all__ = ["DESCRIPTION", "FOLDER", "WEIGHTS", "AdapterFiles", "AdapterManifest", "read_adapter", "write_adapter"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +35,6 @@ class AdapterFiles:
     folder: Path
     manifest: AdapterManifest
     tensors: dict[str, Tensor]
-    digest: str  # of both files, hex
 
     @property
     def name(self) -> str:
@@ -67,25 +52,15 @@ def read_adapter(folder: Path, base_weights_sha256: str) -> AdapterFiles:
     Raises:
         ModelError: it is missing or damaged, or was trained on other weights.
     """
-    description, weights = folder / DESCRIPTION, folder / WEIGHTS
-    try:
-        manifest = from_table(AdapterManifest, read_json(description), "")
-    except ConfigError as error:
-        raise ModelError(description, str(error)) from None
-    if manifest.base_weights_sha256 != base_weights_sha256:
-        raise ModelError(
-            description,
-            f"was trained on other weights: base_weights_sha256 is {manifest.base_weights_sha256 or 'empty'}, "
-            f"the model's is {base_weights_sha256}",
-        )
+    manifest = read_adapter_manifest(folder, base_weights_sha256)
+    weights = folder / WEIGHTS
     try:
         tensors = load_file(weights)
     except FileNotFoundError:
         raise ModelError(weights, "is missing") from None
     except (SafetensorError, OSError) as error:
         raise ModelError(weights, f"is no complete safetensors file: {error}") from None
-    digest = hashlib.sha256(description.read_bytes() + weights.read_bytes()).hexdigest()
-    return AdapterFiles(folder, manifest, tensors, digest)
+    return AdapterFiles(folder, manifest, tensors)
 
 
 def write_adapter(folder: Path, manifest: AdapterManifest, tensors: Mapping[str, Tensor]) -> None:

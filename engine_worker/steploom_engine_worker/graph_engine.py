@@ -31,12 +31,13 @@ from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, Pending,
 from steploom_engine_worker.errors import ModelError, is_fatal
 from steploom_engine_worker.fused.unet import FusedUNet, cannot_fuse
 from steploom_engine_worker.fused.vae import FusedDecoder, FusedEncoder, cannot_fuse_vae
-from steploom_engine_worker.graphs import DecodeWork, EncodeWork, HostRing, JobGraph, StepGraph, pack_rows, pad_jobs
+from steploom_engine_worker.graphs import DecodeWork, EncodeWork, HostRing, JobGraph, StepGraph, pad_jobs
 from steploom_engine_worker.lane import Lane, Mark, open_lane
 from steploom_engine_worker.model import Model, load_model
 from steploom_engine_worker.pinned import PinnedMemory, registrar_of
 from steploom_engine_worker.readiness import GATED, PLAIN, Kind, Readiness, Recording
-from steploom_engine_worker.slots import NO_ADAPTER, Slots
+from steploom_engine_worker.rows import NO_ADAPTER, pack_rows
+from steploom_engine_worker.slots import Slots
 from steploom_engine_worker.torch_engine import TorchEngine, device_of, model_root
 from steploom_kernels.fp8 import cannot_multiply
 

@@ -10,23 +10,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from steploom_engine_worker.fused.unet import FusedUNet
 from steploom_engine_worker.lane import Lane
-from steploom_engine_worker.slots import NO_ADAPTER, Slots
+from steploom_engine_worker.rows import NO_ADAPTER, PADDING
+from steploom_engine_worker.slots import Slots
 from steploom_kernels.gather_rows import RowScalars, SlotScalars, gather_tick
 from steploom_kernels.guidance_step import step_slots
 from steploom_kernels.philox_noise import philox_noise
 from steploom_kernels.pixels_in import pixels_in
 from steploom_kernels.pixels_out import pixels_out
-
-PADDING = -1
-
-Integers = NDArray[np.int32]
 
 
 class HostRing:
@@ -48,32 +43,6 @@ class HostRing:
         """The array that was used longest ago."""
         self._turn = (self._turn + 1) % len(self._arrays)
         return self._arrays[self._turn]
-
-
-def pack_rows(bucket: int, slots: Slots, jobs: Sequence[int], steps: Sequence[int]) -> Integers:
-    """What `StepGraph` reads: of each row slot, branch and step; of each job slot, step, and the row of each branch.
-
-    Args:
-        bucket: rows, at least those of the jobs.
-        slots: whose jobs they are.
-        jobs: the slot of each.
-        steps: the step of each, from 0.
-
-    Returns:
-        int32 [8 * bucket].
-    """
-    row_jobs, row_branches, job_rows = slots.rows(jobs)
-    packed = np.zeros(8 * bucket, np.int32)
-    by_row, by_job = packed[: 3 * bucket].reshape(3, bucket), packed[3 * bucket : 5 * bucket].reshape(2, bucket)
-    by_row[0], by_job[0] = PADDING, PADDING
-    rows, count = len(row_jobs), len(jobs)
-    by_row[0, :rows] = [jobs[job] for job in row_jobs]
-    by_row[1, :rows] = row_branches
-    by_row[2, :rows] = [steps[job] for job in row_jobs]
-    by_job[0, :count] = jobs
-    by_job[1, :count] = steps
-    packed[5 * bucket :].reshape(bucket, 3)[:count] = job_rows
-    return packed
 
 
 class StepGraph:

@@ -5,8 +5,7 @@ Local files only, safetensors only. Every fault is a `ModelError` that names the
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,15 @@ import transformers
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from steploom_engine_worker.adapter import load_adapter
-from steploom_engine_worker.adapter_files import FOLDER, AdapterFiles, AdapterManifest, read_adapter
+from steploom_engine_worker.adapter_files import read_adapter
+from steploom_engine_worker.adapter_manifest import FOLDER, AdapterManifest
+from steploom_engine_worker.description import describe
 from steploom_engine_worker.errors import ModelError
-from steploom_engine_worker.manifest import SAMPLERS, Manifest, ModelDefaults, read_manifest
-from steploom_engine_worker.model_files import ModelFiles, PartFiles, check_directory, weights_sha256
-from steploom_engine_worker.schedule import Sampler, ScheduleConfig, ScheduleError
+from steploom_engine_worker.manifest import ModelDefaults
+from steploom_engine_worker.model_files import PartFiles
+from steploom_engine_worker.schedule import Sampler, ScheduleConfig
 
 _VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-
-# What stands nearest to the scheduler that a checkpoint was published with; any other: DDIM.
-_SAMPLER_OF_SCHEDULER = {
-    "EulerDiscreteScheduler": Sampler.EULER,
-    "EulerAncestralDiscreteScheduler": Sampler.EULER,
-    "DPMSolverMultistepScheduler": Sampler.DPMPP_2M,
-}
-
-# Conditions of a UNet beyond text and picture; an InstructPix2Pix has none of them.
-_FOREIGN_CONDITIONS = ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type")
 
 
 @dataclass(frozen=True)
@@ -79,94 +70,27 @@ def load_model(root: Path, dtype: torch.dtype = torch.float32) -> Model:
     Raises:
         ModelError: it is wrong, partial or corrupt, or no InstructPix2Pix.
     """
-    files = check_directory(root)
-    _check_fit(files)
-    manifest = read_manifest(root)
+    about = describe(root)
+    parts = about.files.parts
     transformers.utils.logging.disable_progress_bar()
-    factor = _vae_factor(files.parts["vae"])
-    adapters = _read_adapters(root, manifest)
-    unet = _load(UNet2DConditionModel, files.parts["unet"], dtype)
+    adapters = [read_adapter(root / FOLDER / item.name, about.base_weights_sha256) for item in about.adapters]
+    unet = _load(UNet2DConditionModel, parts["unet"], dtype)
     return Model(
-        name=manifest.name or root.resolve().name,
-        digest=_digest(files, adapters),
+        name=about.name,
+        digest=about.digest,
         unet=unet,
-        vae=_load(_VAES[files.parts["vae"].class_name], files.parts["vae"], dtype),
-        text_encoder=_load(transformers.CLIPTextModel, files.parts["text_encoder"], dtype),
-        tokenizer=_load_tokenizer(files.parts["tokenizer"]),
-        schedule=_read_schedule(files.parts["scheduler"]),
-        default_sampler=_default_sampler(manifest.defaults, files.parts["scheduler"]),
-        defaults=manifest.defaults,
-        side=_side(files, manifest, factor),
-        vae_factor=factor,
+        vae=_load(_VAES[parts["vae"].class_name], parts["vae"], dtype),
+        text_encoder=_load(transformers.CLIPTextModel, parts["text_encoder"], dtype),
+        tokenizer=_load_tokenizer(parts["tokenizer"]),
+        schedule=about.schedule,
+        default_sampler=about.default_sampler,
+        defaults=about.defaults,
+        side=about.side,
+        vae_factor=about.vae_factor,
         adapters=tuple(
             LoadedAdapter(item.name, item.manifest, load_adapter(unet, item).to(dtype)) for item in adapters
         ),
     )
-
-
-def _read_adapters(root: Path, manifest: Manifest) -> list[AdapterFiles]:
-    if not manifest.adapters:
-        return []
-    base = manifest.weights_sha256 or weights_sha256(root)
-    return [read_adapter(root / FOLDER / name, base) for name in manifest.adapters]
-
-
-def _digest(files: ModelFiles, adapters: Sequence[AdapterFiles]) -> str:
-    """Of all that decides what is drawn."""
-    if not adapters:
-        return files.digest()
-    parts = [files.digest(), *(f"{item.name} {item.digest}" for item in adapters)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _check_fit(files: ModelFiles) -> None:
-    """Whether the parts fit each other, by their configs."""
-    unet, vae, text = (files.parts[name] for name in ("unet", "vae", "text_encoder"))
-    channels = vae.config.get("latent_channels", 4)
-    _expect(unet, "in_channels", 2 * channels, "the noisy latents beside those of the input picture")
-    _expect(unet, "out_channels", channels, "the latents of the VAE")
-    _expect(unet, "cross_attention_dim", text.config.get("hidden_size"), "the width of the text encoder")
-    for key in _FOREIGN_CONDITIONS:
-        _expect(unet, key, None, "an InstructPix2Pix has no such condition")
-
-
-def _expect(part: PartFiles, key: str, expected: object, reason: str) -> None:
-    value = part.config.get(key)
-    if value != expected:
-        raise ModelError(part.folder / "config.json", f"{key} is {value!r}, expected {expected!r}: {reason}")
-
-
-def _vae_factor(vae: PartFiles) -> int:
-    key = "block_out_channels" if vae.class_name == "AutoencoderKL" else "encoder_block_out_channels"
-    levels = vae.config.get(key)
-    if not isinstance(levels, list) or not levels:
-        raise ModelError(vae.folder / "config.json", f"{key} is {levels!r}, expected a list of channels")
-    return int(2 ** (len(levels) - 1))
-
-
-def _side(files: ModelFiles, manifest: Manifest, factor: int) -> int:
-    unet = files.parts["unet"]
-    size = unet.config.get("sample_size")
-    side = manifest.resolution or (size * factor if isinstance(size, int) else 0)
-    if side <= 0:
-        raise ModelError(unet.folder / "config.json", f"sample_size is {size!r}, expected the latents' side")
-    multiple = int(factor * 2 ** (len(unet.config.get("block_out_channels", ())) - 1))
-    if side % multiple:
-        raise ModelError(files.root, f"resolution is {side}, expected a multiple of {multiple}")
-    return side
-
-
-def _read_schedule(scheduler: PartFiles) -> ScheduleConfig:
-    try:
-        return ScheduleConfig.from_dict(scheduler.config)
-    except ScheduleError as error:
-        raise ModelError(scheduler.folder / "scheduler_config.json", str(error)) from None
-
-
-def _default_sampler(defaults: ModelDefaults, scheduler: PartFiles) -> Sampler:
-    if defaults.sampler:
-        return SAMPLERS[defaults.sampler]
-    return _SAMPLER_OF_SCHEDULER.get(str(scheduler.config.get("_class_name")), Sampler.DDIM)
 
 
 def _load(cls: Any, part: PartFiles, dtype: torch.dtype) -> Any:

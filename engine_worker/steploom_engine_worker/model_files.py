@@ -156,7 +156,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 def _check_weights(file: Path) -> None:
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with safe_open(file, framework="np") as tensors:
             if not list(tensors.keys()):
                 raise ModelError(file, "holds no tensor")
     except (SafetensorError, OSError) as error:

@@ -8,11 +8,11 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from steploom_common.guidance import Branch, branch_weights
-from steploom_engine_worker.sampler import Table
+from steploom_common.guidance import Branch
+from steploom_engine_worker.orders import Order
+from steploom_engine_worker.rows import NO_ADAPTER, TickRows, tick_rows
 from steploom_kernels.guidance_step import NUM_COEFFICIENTS
-
-NO_ADAPTER = -1
+from steploom_kernels.philox_noise import as_int64
 
 
 class Slots:
@@ -73,42 +73,24 @@ class Slots:
         """
         return {name: item for name, item in vars(self).items() if isinstance(item, Tensor)}
 
-    def put_table(self, slot: int, table: Table) -> None:
-        """A job's course."""
+    def put_order(self, slot: int, order: Order) -> None:
+        """A job's course, scales and adapter, the branches of its rows, and its seed."""
+        table = order.table
         steps = len(table.timesteps)
         self.timesteps[slot, :steps] = torch.from_numpy(table.timesteps)
         self.coefficients[slot, :steps] = torch.from_numpy(table.coefficients)
         self.initial_scale[slot] = table.initial_scale
+        self.adapters[slot] = order.adapter
+        self.adapter_numbers[slot] = order.adapter
+        self.gates[slot] = float(order.adapter != NO_ADAPTER)
+        self.scales[slot] = torch.tensor([order.guidance_scale, order.image_guidance_scale])
+        self.weights[slot] = torch.tensor([order.weights.get(branch, 0.0) for branch in Branch])
+        self.seeds[slot] = as_int64([order.seed])[0]
+        self._branches[slot] = tuple(order.weights)
 
-    def put_guidance(
-        self, slot: int, guidance_scale: float, image_guidance_scale: float, adapter: int, is_distilled: bool
-    ) -> None:
-        """A job's scales and adapter, and the branches of its rows: one, where the adapter knows guidance itself."""
-        weights = {Branch.FULL: 1.0} if is_distilled else branch_weights(guidance_scale, image_guidance_scale)
-        self.adapters[slot] = adapter
-        self.adapter_numbers[slot] = adapter
-        self.gates[slot] = float(adapter != NO_ADAPTER)
-        self.scales[slot] = torch.tensor([guidance_scale, image_guidance_scale])
-        self.weights[slot] = torch.tensor([weights.get(branch, 0.0) for branch in Branch])
-        self._branches[slot] = tuple(weights)
-
-    def rows(self, slots: Sequence[int]) -> tuple[list[int], list[int], list[list[int]]]:
-        """The UNet rows of a tick.
-
-        Returns:
-            The job (index into `slots`) and the branch of each row; and for each job the row of each branch, its first
-            row standing for those that are not computed.
-        """
-        row_jobs: list[int] = []
-        row_branches: list[int] = []
-        job_rows: list[list[int]] = []
-        for job, slot in enumerate(slots):
-            first = len(row_jobs)
-            where = {branch: first + index for index, branch in enumerate(self._branches[slot])}
-            job_rows.append([where.get(branch, first) for branch in Branch])
-            row_jobs += [job] * len(where)
-            row_branches += [int(branch) for branch in where]
-        return row_jobs, row_branches, job_rows
+    def rows(self, slots: Sequence[int]) -> TickRows:
+        """The UNet rows of a tick: see `rows.tick_rows`."""
+        return tick_rows([self._branches[slot] for slot in slots])
 
 
 def adapter_segments(row_adapters: Sequence[int]) -> list[tuple[int, slice]]:

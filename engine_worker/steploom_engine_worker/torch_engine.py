@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,19 @@ from torch import Tensor, nn
 
 from steploom_common.settings import ConfigError
 from steploom_engine_worker.adapter import AdaptedUNet
-from steploom_engine_worker.adapter_files import AdapterManifest
 from steploom_engine_worker.config import WorkerConfig
+from steploom_engine_worker.description import model_info
 from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, MemoryUse, ModelInfo, Pending, Pixels
 from steploom_engine_worker.model import Model, load_model
 from steploom_engine_worker.model_files import embedded_model
+from steploom_engine_worker.orders import Orders
 from steploom_engine_worker.preview import fit_latent_colours, latent_colours
-from steploom_engine_worker.sampler import build_table
-from steploom_engine_worker.slots import NO_ADAPTER, Slots, adapter_segments
+from steploom_engine_worker.slots import Slots, adapter_segments
 from steploom_kernels.gather_rows import gather_rows
 from steploom_kernels.guidance_step import guidance_step
-from steploom_kernels.philox_noise import as_int64, philox_noise
+from steploom_kernels.philox_noise import philox_noise
 from steploom_kernels.pixels_in import pixels_in
 from steploom_kernels.pixels_out import pixels_out
-
-_table = lru_cache(maxsize=256)(build_table)
-_NO_ADAPTER = AdapterManifest()
 
 
 def load_torch_engine(config: WorkerConfig) -> TorchEngine:
@@ -108,7 +104,8 @@ class TorchEngine:
         self._networks = model
         self._num_slots = num_slots
         self._max_steps = min(max_steps, model.schedule.num_train_timesteps)
-        self._model = _describe(model, self._max_steps)
+        self._model = model_info(model, self._max_steps)
+        self._orders = Orders(model, self._max_steps)
         self._device = device
         self._dtype = dtype
         self._instructions = [""] * num_slots
@@ -120,7 +117,6 @@ class TorchEngine:
         text_shape = (model.num_tokens, width)
         all_slots = num_slots + self._num_spare
         self.slots = Slots(all_slots, self._max_steps, model.latent_shape, text_shape, model.side, device, dtype)
-        self._adapters = {item.name: number for number, item in enumerate(model.adapters)}
         for item in model.adapters:
             item.network.to(device, memory_format=torch.channels_last)
         self._scaling_factor = float(model.vae.config.scaling_factor)
@@ -183,37 +179,12 @@ class TorchEngine:
 
     @torch.inference_mode()
     def admit(self, slot: int, job: Job) -> None:
-        if not 1 <= job.steps <= self._max_steps:
-            raise ValueError(f"steps is {job.steps}, must be 1 to {self._max_steps}")
-        if not (math.isfinite(job.guidance_scale) and math.isfinite(job.image_guidance_scale)):
-            raise ValueError(f"guidance scales are {job.guidance_scale} and {job.image_guidance_scale}")
-        number, manifest = self._adapter(job)
-        schedule = self._networks.schedule
-        if manifest.timestep_spacing:
-            schedule = dataclasses.replace(schedule, timestep_spacing=manifest.timestep_spacing)
-        self.slots.put_table(slot, _table(schedule, job.sampler or self._networks.default_sampler, job.steps))
-        is_distilled = manifest.traits.is_guidance_distilled
-        self.slots.put_guidance(slot, job.guidance_scale, job.image_guidance_scale, number, is_distilled)
+        self.slots.put_order(slot, self._orders.order(job))
         self._put_pixels(slot, job.pixels)
-        self.slots.seeds[slot] = as_int64([job.seed])[0]
         self._instructions[slot] = job.instruction
 
     def _put_pixels(self, slot: int, pixels: Pixels) -> None:
         self.slots.pixels[slot] = torch.from_numpy(pixels.copy())
-
-    def _adapter(self, job: Job) -> tuple[int, AdapterManifest]:
-        """Number and manifest of a job's adapter; for a job without one those of an adapter that changes nothing."""
-        if not job.adapter:
-            return NO_ADAPTER, _NO_ADAPTER
-        if job.adapter not in self._adapters:
-            known = ", ".join(self._adapters) or "none"
-            raise ValueError(f"adapter {job.adapter!r} does not exist; there are: {known}")
-        number = self._adapters[job.adapter]
-        manifest = self._networks.adapters[number].manifest
-        problems = manifest.traits.violations(job.adapter, job.steps, job.guidance_scale, job.image_guidance_scale)
-        if problems:
-            raise ValueError("; ".join(f"{name} {problem}" for name, problem in problems))
-        return number, manifest
 
     @torch.inference_mode()
     def encode(self, slots: Sequence[int]) -> Done | Pending:
@@ -333,21 +304,6 @@ class TorchEngine:
     def _place(self, tokens: Tensor) -> Tensor:
         """Tokens [jobs, tokens] of the host on the device."""
         return tokens.to(self._device)
-
-
-def _describe(model: Model, max_steps: int) -> ModelInfo:
-    return ModelInfo(
-        name=model.name,
-        height=model.side,
-        width=model.side,
-        max_steps=max_steps,
-        default_guidance_scale=model.defaults.guidance_scale,
-        default_image_guidance_scale=model.defaults.image_guidance_scale,
-        default_sampler=model.default_sampler,
-        latent_shape=model.latent_shape,
-        digest=model.digest,
-        adapters={item.name: item.manifest.traits for item in model.adapters},
-    )
 
 
 def _not_finite(values: Tensor, slots: Sequence[int], source: str) -> dict[int, str]:

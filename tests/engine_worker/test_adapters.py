@@ -23,8 +23,9 @@ from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Job, Stage
 from steploom_engine_worker.errors import ModelError
 from steploom_engine_worker.model import load_model
+from steploom_engine_worker.rows import NO_ADAPTER
 from steploom_engine_worker.schedule import Sampler
-from steploom_engine_worker.slots import NO_ADAPTER, adapter_segments
+from steploom_engine_worker.slots import adapter_segments
 from steploom_engine_worker.torch_engine import TorchEngine, load_torch_engine
 from steploom_engine_worker.warmup import warm_up
 

@@ -29,11 +29,12 @@ from steploom_engine_worker.graph_engine import (
     slot_bytes,
     slots_that_fit,
 )
-from steploom_engine_worker.graphs import PADDING, HostRing, pack_rows
+from steploom_engine_worker.graphs import HostRing
 from steploom_engine_worker.lane import Mark, open_lane
 from steploom_engine_worker.launch import build_engine
 from steploom_engine_worker.model import load_model
 from steploom_engine_worker.readiness import GATED, PLAIN, Recording
+from steploom_engine_worker.rows import PADDING, pack_rows
 from steploom_engine_worker.schedule import Sampler
 from steploom_engine_worker.slots import Slots
 from steploom_engine_worker.torch_engine import TorchEngine
