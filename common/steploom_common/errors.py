@@ -61,6 +61,18 @@ class NotFound(SteploomError):
         )
 
 
+class Unauthenticated(SteploomError):
+    """No token, or one that is not known."""
+
+    status = grpc.StatusCode.UNAUTHENTICATED
+
+
+class PermissionDenied(SteploomError):
+    """The token is known, and does not allow this."""
+
+    status = grpc.StatusCode.PERMISSION_DENIED
+
+
 class Exhausted(SteploomError):
     """A full queue, or no slot in time. Try again after `retry_after_s`."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,13 @@ class BindError(OSError):
     """The address to listen on cannot be had."""
 
 
-def bind(server: grpc.aio.Server, address: str) -> int:
+def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
     """Binds `server` to host:port or unix:/path; returns the port (0 for a Unix socket).
+
+    Args:
+        server: not started yet.
+        address: where it is to listen. A Unix socket is for its owner alone.
+        credentials: of TLS; None: connections are plain.
 
     Raises:
         BindError: the port is taken, or the socket's folder cannot be written.
@@ -52,13 +58,24 @@ def bind(server: grpc.aio.Server, address: str) -> int:
     try:
         if path is not None:
             _make_way(path)
-        port = server.add_insecure_port(address)
+        with _owner_only():
+            port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
         if path is not None:
             path.chmod(0o600)
     except (RuntimeError, OSError) as error:
         cause = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else "is another service using it?"
         raise BindError(f"cannot listen on {address}: {cause}") from error
     return port
+
+
+@contextmanager
+def _owner_only() -> Iterator[None]:
+    """What is made within belongs to its owner alone from its first moment on."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _make_way(path: Path) -> None:

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             read_section(options.config, "gateway", GatewayConfig),
             listen=options.listen,
             metrics_listen=options.metrics_listen,
+            local_listen=options.local_listen,
             batcher=options.batcher,
         )
         if not config.batcher:
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, metavar="FILE", help="steploom.toml; its [gateway] table is read")
     parser.add_argument("--batcher", metavar="ADDR", help="address of the batcher: unix:/path or host:port")
     parser.add_argument("--listen", metavar="HOST:PORT", help="where the public API listens")
+    parser.add_argument("--local-listen", metavar="unix:PATH", help="a second way in, plain and for this user alone")
     parser.add_argument("--metrics-listen", metavar="HOST:PORT", help="where Prometheus metrics are shown")
     return parser
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steploom_common.settings import ConfigError, check, setting
+from steploom_common.settings import ConfigError, check, section, setting
+from steploom_common.tls_files import ServerTls
 
 _ROOM_FOR_FIELDS = 2**20  # bytes of a message beside its picture
 
@@ -14,6 +15,11 @@ class GatewayConfig:
     """The front door: where it listens, what it takes, how long it waits."""
 
     listen: str = setting("127.0.0.1:8001", "host:port of the public gRPC service")
+    local_listen: str = setting(
+        "",
+        "unix:/path of a second way in, plain and for this user alone, as for health checks where the first wants "
+        "certificates; empty: none",
+    )
     metrics_listen: str = setting("127.0.0.1:8002", "host:port of the Prometheus metrics; empty: none")
     batcher: str = setting("", "address of the batcher; empty: its socket in the runtime folder")
     max_image_bytes: int = setting(
@@ -41,10 +47,13 @@ class GatewayConfig:
     codec_threads: int = setting(2, "threads that decode and encode pictures", at_least=1, at_most=256)
     poll_s: float = setting(1.0, "seconds between looks at the batcher", above=0, at_most=60)
     drain_s: float = setting(30.0, "seconds for open edits to end once asked to stop", at_least=0, at_most=3600)
+    tls: ServerTls = section(ServerTls, "TLS of the public gRPC service; files are read again when they change")
 
     def __post_init__(self) -> None:
         check(self)
         _check_port("listen", self.listen)
+        if self.local_listen and not self.local_listen.startswith("unix:"):
+            raise ConfigError("local_listen", f"is {self.local_listen!r}, must be unix:/path")
         if self.metrics_listen:
             _check_port("metrics_listen", self.metrics_listen)
 

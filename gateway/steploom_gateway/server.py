@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from steploom_common.rpc import ErrorInterceptor, Shutdown, bind
+from steploom_common.tls import server_tls
 from steploom_gateway.batcher_client import BatcherClient
 from steploom_gateway.config import GatewayConfig
 from steploom_gateway.edit import Tools
@@ -67,17 +68,22 @@ class Gateway:
 
         Raises:
             BindError: an address cannot be had.
+            ConfigError: a file that a setting names is wrong.
         """
         image_pb2_grpc.add_ImageServiceServicer_to_server(self.service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         await self._set_serving(False)
-        self.port = bind(self._server, self._config.listen)
+        self.port = bind(self._server, self._config.listen, server_tls(self._config.tls, "gateway.tls"))
+        if self._config.local_listen:
+            bind(self._server, self._config.local_listen)
         if self._config.metrics_listen:
             self._metrics_server = MetricsServer(self._config.metrics_listen, self.metrics.registry)
         await self._server.start()
-        log.info("listening on %s, metrics on %s", self._config.listen, self._config.metrics_listen or "no port")
+        how = "mutual TLS" if self._config.tls.client_ca else "TLS" if self._config.tls else "plain"
+        metrics = self._config.metrics_listen or "no port"
+        log.info("listening on %s (%s), metrics on %s", self._config.listen, how, metrics)
 
     async def drain(self, shutdown: Shutdown) -> None:
         """Refuses new edits and lets the open ones end, within the grace; cancels those that are left."""

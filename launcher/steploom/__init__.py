@@ -14,13 +14,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from steploom.access import Tls as Tls
     from steploom.client import Client as Client
     from steploom.errors import DeadlineExceeded as DeadlineExceeded
     from steploom.errors import InternalError as InternalError
     from steploom.errors import InvalidArgument as InvalidArgument
     from steploom.errors import NotFound as NotFound
+    from steploom.errors import PermissionDenied as PermissionDenied
     from steploom.errors import ResourceExhausted as ResourceExhausted
     from steploom.errors import SteploomError as SteploomError
+    from steploom.errors import Unauthenticated as Unauthenticated
     from steploom.errors import Unavailable as Unavailable
     from steploom.types import Done as Done
     from steploom.types import EditEvent as EditEvent
@@ -36,14 +39,16 @@ _ERRORS = (
     "InternalError",
     "InvalidArgument",
     "NotFound",
+    "PermissionDenied",
     "ResourceExhausted",
     "SteploomError",
+    "Unauthenticated",
     "Unavailable",
 )
 _TYPES = ("Done", "EditEvent", "EditResult", "Queued", "Started", "Step", "Timings", "Violation")
-_HOMES = {"Client": "client"} | dict.fromkeys(_ERRORS, "errors") | dict.fromkeys(_TYPES, "types")
+_HOMES = {"Client": "client", "Tls": "access"} | dict.fromkeys(_ERRORS, "errors") | dict.fromkeys(_TYPES, "types")
 
-__all__ = ["Client", *_ERRORS, *_TYPES]
+__all__ = ["Client", "Tls", *_ERRORS, *_TYPES]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ import typer
 from steploom.exit_codes import MEANINGS, CommandError, ExitCode
 
 if TYPE_CHECKING:
+    from steploom.access import Access
     from steploom.config import SteploomConfig
     from steploom.runtime import RuntimeDir
 
@@ -41,6 +42,24 @@ Address = Annotated[
     str | None,
     typer.Option(
         "--address", "-a", envvar="STEPLOOM_ADDRESS", help="host:port of the gateway; default: the one that runs here."
+    ),
+]
+
+Secure = Annotated[bool, typer.Option("--tls", envvar="STEPLOOM_TLS", help="Connect by TLS; so does --tls-ca.")]
+TlsAuthority = Annotated[
+    Path | None,
+    typer.Option("--tls-ca", envvar="STEPLOOM_TLS_CA", help="Authorities of the gateway's certificate, PEM file."),
+]
+TlsCertificate = Annotated[
+    Path | None, typer.Option("--tls-cert", envvar="STEPLOOM_TLS_CERT", help="Your own certificate, PEM file.")
+]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", envvar="STEPLOOM_TLS_KEY", help="Its private key, PEM file.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="STEPLOOM_TOKEN_FILE",
+        help="File with your token; or the token itself in STEPLOOM_TOKEN.",
     ),
 ]
 
@@ -112,6 +131,11 @@ def edit(
     adapter: Annotated[str | None, typer.Option(help="Low-rank adapter by name, or none; default: the tier's.")] = None,
     timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds; default: the tier's.")] = None,
     address: Address = None,
+    tls: Secure = False,
+    tls_ca: TlsAuthority = None,
+    tls_cert: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
     runtime_dir: RuntimeFolder = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the path alone.")] = False,
 ) -> None:
@@ -135,7 +159,9 @@ def edit(
         model=model,
         adapter=adapter,
     )
-    run_edit(EditJob(image, instruction, output, _gateway(address, runtime_dir), timeout, options, quiet))
+    access = _access(tls, tls_ca, tls_cert, tls_key, token_file)
+    gateway = _gateway(address, runtime_dir, access)
+    run_edit(EditJob(image, instruction, output, gateway, timeout, options, quiet, access))
 
 
 @app.command("eval")
@@ -195,6 +221,10 @@ def evaluate(
 @app.command()
 def status(
     address: Address = None,
+    tls: Secure = False,
+    tls_ca: TlsAuthority = None,
+    tls_cert: TlsCertificate = None,
+    tls_key: TlsKey = None,
     runtime_dir: RuntimeFolder = None,
     config: ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
@@ -202,7 +232,8 @@ def status(
     """Show services, slots, queue and rows per tick. Exits with 3 where no request would be taken."""
     from steploom.status import run_status
 
-    run_status(_runtime(_configuration(config), runtime_dir), address, as_json)
+    access = _access(tls, tls_ca, tls_cert, tls_key)
+    run_status(_runtime(_configuration(config), runtime_dir), address, as_json, access.tls)
 
 
 @app.command("config")
@@ -288,12 +319,43 @@ def _runtime(settings: SteploomConfig, override: Path | None) -> RuntimeDir:
     return RuntimeDir(override or runtime_path(settings.up.runtime_dir, os.environ, os.getuid()))
 
 
-def _gateway(address: str | None, runtime_dir: Path | None) -> str:
-    """The address that was given, else that of the gateway that runs here, else the default."""
+def _access(tls: bool, ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None = None) -> Access:
+    """What the options and the environment say of certificates and token.
+
+    Raises:
+        CommandError: a file cannot be read or is wrong; names the option.
+    """
+    import os
+
+    from steploom.access import Access, Tls, authorization
+    from steploom_common.settings import ConfigError
+
+    secure = Tls(ca, cert, key) if tls or ca or cert or key else None
+    try:
+        if secure:
+            secure.credentials()
+        token = token_file.read_text().strip() if token_file else os.environ.get("STEPLOOM_TOKEN") or None
+        authorization(token)
+    except ConfigError as error:
+        raise CommandError(f"--{error.key.replace('.', '-')}: {error.problem}", ExitCode.USAGE) from None
+    except OSError as error:
+        raise CommandError(f"--token-file: {token_file} cannot be read: {error.strerror}", ExitCode.USAGE) from None
+    except ValueError as error:
+        raise CommandError(str(error), ExitCode.USAGE) from None
+    return Access(secure, token)
+
+
+def _gateway(address: str | None, runtime_dir: Path | None, access: Access) -> str:
+    """The address that was given, else that of the gateway that runs here, else the default.
+
+    One that runs here and wants certificates is reached by its plain socket, unless there are options for TLS.
+    """
     from steploom.channel import DEFAULT_ADDRESS
     from steploom.config import SteploomConfig
 
     if address:
         return address
     services = _runtime(SteploomConfig(), runtime_dir).read_services()
-    return services.gateway if services else DEFAULT_ADDRESS
+    if services is None:
+        return DEFAULT_ADDRESS
+    return (services.local if access.tls is None else "") or services.gateway

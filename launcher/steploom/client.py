@@ -8,6 +8,7 @@ from typing import Self, Unpack
 
 import grpc
 
+from steploom.access import Tls, authorization, choose_credentials
 from steploom.channel import DEFAULT_ADDRESS, OPTIONS
 from steploom.errors import translated
 from steploom.translate import edit_event, edit_request, edit_result
@@ -20,11 +21,26 @@ class Client:
 
     Args:
         address: host:port of the gateway.
-        credentials: for TLS; None: a plain connection.
+        tls: certificates of a secure connection; None: a plain one.
+        token: that the service knows this client by; None: none.
+        credentials: in place of `tls`, whatever gRPC offers.
+
+    Raises:
+        ConfigError: a file of `tls` cannot be read or is wrong.
+        ValueError: the token has characters that no token has.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        tls: Tls | None = None,
+        token: str | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         self.address = address
+        self._metadata = authorization(token)
+        credentials = choose_credentials(credentials, tls)
         self._channel = (
             grpc.insecure_channel(address, OPTIONS)
             if credentials is None
@@ -52,7 +68,7 @@ class Client:
         """
         request = edit_request(image, instruction, options)
         with translated():
-            return edit_result(self._images.Edit(request, timeout=timeout))
+            return edit_result(self._images.Edit(request, timeout=timeout, metadata=self._metadata))
 
     def edit_stream(
         self, image: ImageInput, instruction: str, *, timeout: float | None = None, **options: Unpack[EditOptions]
@@ -62,7 +78,7 @@ class Client:
 
     def _events(self, request: object, timeout: float | None) -> Iterator[EditEvent]:
         with translated():
-            call = self._images.EditStream(request, timeout=timeout)  # type: ignore[arg-type]
+            call = self._images.EditStream(request, timeout=timeout, metadata=self._metadata)  # type: ignore[arg-type]
             try:
                 for message in call:
                     event = edit_event(message)

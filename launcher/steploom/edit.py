@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from steploom.access import Access
 from steploom.client import Client
 from steploom.errors import (
     DeadlineExceeded,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
     ResourceExhausted,
     SteploomError,
+    Unauthenticated,
     Unavailable,
 )
 from steploom.exit_codes import CommandError, ExitCode
@@ -28,6 +31,8 @@ from steploom.types import Done, EditEvent, EditOptions, EditResult, Queued, Sta
 _CODES: tuple[tuple[type[SteploomError], ExitCode], ...] = (
     (InvalidArgument, ExitCode.USAGE),
     (NotFound, ExitCode.USAGE),
+    (Unauthenticated, ExitCode.USAGE),
+    (PermissionDenied, ExitCode.USAGE),
     (Unavailable, ExitCode.UNAVAILABLE),
     (DeadlineExceeded, ExitCode.DEADLINE),
     (ResourceExhausted, ExitCode.EXHAUSTED),
@@ -45,6 +50,7 @@ class EditJob:
     timeout: float | None  # seconds; None: the tier's
     options: EditOptions
     is_quiet: bool = False  # print the path alone
+    access: Access = field(default_factory=Access)  # certificates and token
 
 
 def run_edit(job: EditJob) -> None:
@@ -56,7 +62,7 @@ def run_edit(job: EditJob) -> None:
     data = _read(job.image)
     _check_output(job)
     options = EditOptions(**(job.options | {"output_format": format_of(job.output)}))
-    with _told(job.address), Client(job.address) as client:
+    with _told(job.address), Client(job.address, tls=job.access.tls, token=job.access.token) as client:
         result = _follow(client.edit_stream(data, job.instruction, timeout=job.timeout, **options), job.is_quiet)
     _write(result, job.output)
     console = Console()
@@ -81,6 +87,11 @@ def timings_table(timings: Timings) -> Table:
 def command_error(error: SteploomError, address: str) -> CommandError:
     """What a person reads when a request fails, and the exit code."""
     code = next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.FAILED)
+    if isinstance(error, Unavailable) and "handshake failed" in str(error).lower():
+        hint = "name its authority by --tls-ca, and dial it by a name in its certificate"
+        return CommandError(
+            f"no secure connection to {address}: its certificate is not trusted, or it has none", code, hint
+        )
     if isinstance(error, Unavailable) and error.retry_after is None:
         hint = "start it with `steploom up`; `steploom status` tells what runs"
         return CommandError(f"nothing answers at {address}, or the connection broke", code, hint)
@@ -88,6 +99,8 @@ def command_error(error: SteploomError, address: str) -> CommandError:
     if isinstance(error, DeadlineExceeded):
         needed = f"; it would take about {error.predicted_s:.1f} s" if error.predicted_s is not None else ""
         hint = f"give it a longer --timeout, fewer --steps or another --tier{needed}"
+    if isinstance(error, Unauthenticated):
+        hint = "give a token by --token-file, or in STEPLOOM_TOKEN"
     return CommandError(str(error), code, hint)
 
 

@@ -8,6 +8,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from steploom.access import Tls
 from steploom.channel import local
 
 _POLL_S = 0.1
@@ -36,9 +37,19 @@ async def _is_serving(channel: grpc.aio.Channel) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def check(address: str) -> str:
-    """What the service at `address` says: 'SERVING', 'NOT_SERVING', or 'unreachable'."""
-    with grpc.insecure_channel(local(address), _OPTIONS) as channel:
+def check(address: str, tls: Tls | None = None) -> str:
+    """What the service at `address` says: 'SERVING', 'NOT_SERVING', or 'unreachable'.
+
+    Raises:
+        ConfigError: a file of `tls` cannot be read or is wrong.
+    """
+    address = local(address)
+    credentials = tls.credentials() if tls else None
+    with (
+        grpc.secure_channel(address, credentials, _OPTIONS)
+        if credentials
+        else grpc.insecure_channel(address, _OPTIONS) as channel
+    ):
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=_ANSWER_S)

@@ -19,8 +19,14 @@ class ServiceSpec:
     """One process to supervise."""
 
     name: str  # shown to people and put before its log
-    address: str  # where its health check answers
+    address: str  # where it listens
     command: tuple[str, ...]  # arguments of the Python interpreter
+    local: str = ""  # a socket for this user, where `address` wants certificates
+
+    @property
+    def probe(self) -> str:
+        """Where its health check answers."""
+        return self.local or self.address
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,11 @@ class Plan:
     gateway: str
     batcher: str
     workers: tuple[str, ...]
+    local: str = ""  # the gateway's plain socket for this user; empty: none
 
     def services(self, pid: int) -> Services:
         """What the other commands need to know."""
-        return Services(pid, local(self.gateway), self.batcher, self.workers)
+        return Services(pid, local(self.gateway), self.batcher, self.workers, self.local)
 
 
 def plan(config: SteploomConfig, runtime: RuntimeDir) -> Plan:
@@ -49,15 +56,17 @@ def plan(config: SteploomConfig, runtime: RuntimeDir) -> Plan:
     )
     workers = config.batcher.workers or tuple(worker.address for worker in local_workers)
     named = tuple(argument for worker in workers for argument in ("--worker", worker))
+    gateway = _gateway(config, runtime, *table, "--batcher", batcher)
     return Plan(
         groups=(
-            (_service("gateway", config.gateway.listen, *table, "--batcher", batcher),),
+            (gateway,),
             (_service("batcher", batcher, *table, "--listen", batcher, *named),),
             local_workers,
         ),
         gateway=config.gateway.listen,
         batcher=batcher,
         workers=workers,
+        local=gateway.local,
     )
 
 
@@ -87,6 +96,15 @@ def _worker(index: int, runtime: RuntimeDir, table: tuple[str, ...]) -> ServiceS
     address = runtime.address(f"worker-{index}")
     command = ("-m", "steploom_engine_worker", *table, "--listen", address)
     return ServiceSpec(f"worker-{index}", address, command)
+
+
+def _gateway(config: SteploomConfig, runtime: RuntimeDir, *arguments: str) -> ServiceSpec:
+    """With TLS it gets a socket beside its port: to check its health takes no certificate then."""
+    local_listen = config.gateway.local_listen or (runtime.address("gateway") if config.gateway.tls else "")
+    spec = _service("gateway", config.gateway.listen, *arguments)
+    if not local_listen:
+        return spec
+    return replace(spec, command=(*spec.command, "--local-listen", local_listen), local=local_listen)
 
 
 def _service(name: str, address: str, *arguments: str) -> ServiceSpec:

@@ -30,6 +30,7 @@ class Services:
     gateway: str  # host:port
     batcher: str  # address of the batcher's socket
     workers: tuple[str, ...]  # addresses of the workers' sockets
+    local: str = ""  # the gateway's plain socket for this user, where it has one
 
 
 class RuntimeDir:

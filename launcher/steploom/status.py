@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
+from steploom.access import Tls
 from steploom.channel import DEFAULT_ADDRESS
 from steploom.exit_codes import CommandError, ExitCode
 from steploom.health import check
@@ -37,21 +38,22 @@ class Snapshot:
         return self.gateway_health == "SERVING"
 
 
-def take_snapshot(runtime: RuntimeDir, gateway: str | None) -> Snapshot:
+def take_snapshot(runtime: RuntimeDir, gateway: str | None, tls: Tls | None = None) -> Snapshot:
     """Asks the gateway at `gateway`, or that of the runtime folder, and the folder's batcher."""
     services = runtime.read_services()
+    probe = gateway or (services.local if services and tls is None else "")
     gateway = gateway or (services.gateway if services else DEFAULT_ADDRESS)
     batcher = services.batcher if services else runtime.address("batcher")
-    return Snapshot(gateway, check(gateway), batcher, _batcher_status(batcher))
+    return Snapshot(gateway, check(probe or gateway, tls), batcher, _batcher_status(batcher))
 
 
-def run_status(runtime: RuntimeDir, gateway: str | None, as_json: bool) -> None:
+def run_status(runtime: RuntimeDir, gateway: str | None, as_json: bool, tls: Tls | None = None) -> None:
     """Prints what is up.
 
     Raises:
         CommandError: no request would be taken now.
     """
-    snapshot = take_snapshot(runtime, gateway)
+    snapshot = take_snapshot(runtime, gateway, tls)
     if as_json:
         print(json.dumps(as_table(snapshot), indent=2))
     elif snapshot.status is not None:

@@ -107,7 +107,7 @@ class Service:
         return verdict, process
 
     async def _watch(self) -> None:
-        await wait_serving(self.spec.address)
+        await wait_serving(self.spec.probe)
         if self.life.state is State.STARTING:
             self.life.ready(_now())
             log.info("%s is up%s", self.spec.name, " again" if self.has_been_ready.is_set() else "")

@@ -7,16 +7,20 @@ import io
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from PIL import Image
 
 from steploom_common.adapter import NONE
 from steploom_common.errors import SteploomError
-from steploom_common.rpc import ErrorInterceptor
+from steploom_common.rpc import ErrorInterceptor, bind
 from steploom_protos.v1 import image_pb2 as pb
 from steploom_protos.v1.image_pb2_grpc import ImageServiceServicer, add_ImageServiceServicer_to_server
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 _PILLOW_NAMES = {pb.IMAGE_FORMAT_JPEG: "JPEG", pb.IMAGE_FORMAT_WEBP: "WEBP"}
 _SIDE = 8  # pixels of every answer
@@ -37,18 +41,20 @@ class FakeGateway(ImageServiceServicer):
         self.step_s = step_s
         self.address = ""  # once it listens
         self.requests: list[pb.EditRequest] = []
+        self.authorizations: list[str] = []  # of each of them; empty: none
         self.cancelled = threading.Event()  # a stream has ended before its time
 
-    async def Edit(self, request: pb.EditRequest, context: object) -> pb.EditResponse:  # noqa: N802
+    async def Edit(self, request: pb.EditRequest, context: Context) -> pb.EditResponse:  # noqa: N802
         """See image.proto."""
         async for event in self.EditStream(request, context):
             if event.HasField("done"):
                 return event.done
         raise AssertionError("the last event is done")
 
-    async def EditStream(self, request: pb.EditRequest, context: object) -> AsyncIterator[pb.EditEvent]:  # noqa: N802, ARG002
+    async def EditStream(self, request: pb.EditRequest, context: Context) -> AsyncIterator[pb.EditEvent]:  # noqa: N802
         """See image.proto."""
         self.requests.append(request)
+        self.authorizations.append(str(dict(context.invocation_metadata() or ()).get("authorization", "")))
         if self.error is not None:
             raise self.error
         steps = request.steps or self.steps
@@ -65,13 +71,13 @@ class FakeGateway(ImageServiceServicer):
 
 
 @contextmanager
-def serving(gateway: FakeGateway) -> Iterator[FakeGateway]:
-    """Serves `gateway` on a free port of this host, from a thread of its own."""
+def serving(gateway: FakeGateway, credentials: grpc.ServerCredentials | None = None) -> Iterator[FakeGateway]:
+    """Serves `gateway` on a free port of this host, from a thread of its own; with TLS where credentials are given."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="fake-gateway")
     thread.start()
     try:
-        server = asyncio.run_coroutine_threadsafe(_serve(gateway), loop).result(10.0)
+        server = asyncio.run_coroutine_threadsafe(_serve(gateway, credentials), loop).result(10.0)
         yield gateway
         asyncio.run_coroutine_threadsafe(server.stop(0.2), loop).result(10.0)
     finally:
@@ -80,13 +86,13 @@ def serving(gateway: FakeGateway) -> Iterator[FakeGateway]:
         loop.close()
 
 
-async def _serve(gateway: FakeGateway) -> grpc.aio.Server:
+async def _serve(gateway: FakeGateway, credentials: grpc.ServerCredentials | None) -> grpc.aio.Server:
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
     add_ImageServiceServicer_to_server(gateway, server)
     checks = health.aio.HealthServicer()
     await checks.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    gateway.address = f"127.0.0.1:{bind(server, '127.0.0.1:0', credentials)}"
     await server.start()
     return server
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import authority, needs_openssl, signed
 from PIL import Image
 
-from steploom import Client
+from steploom import Client, Tls
 from steploom.exit_codes import ExitCode
 from steploom.health import check
 from steploom.runtime import RuntimeDir
@@ -30,11 +31,11 @@ UP = (sys.executable, "-m", "steploom", "up", "--engine", "fake", "--metrics-lis
 class System:
     """One `steploom up`."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, settings: str = "") -> None:
         self.runtime = RuntimeDir(folder / "run")
         self.log = folder / "log"
         config = folder / "steploom.toml"
-        config.write_text('[worker.fake]\ndenoise_s = 0.005\nadapters = ["student", "sketch"]\n')
+        config.write_text(f'[worker.fake]\ndenoise_s = 0.005\nadapters = ["student", "sketch"]\n{settings}')
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*UP, "-c", str(config), "--runtime-dir", str(self.runtime.path), *arguments], stderr=log, stdout=log
@@ -193,6 +194,27 @@ def test_a_folder_that_cannot_be_used_is_a_clear_error(folder: Path, name: str) 
     assert done.returncode == ExitCode.USAGE
     assert f"{folder}/run/{name} cannot be used: Is a directory" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@needs_openssl
+def test_a_gateway_with_mutual_tls_comes_up_and_answers_its_user_without_options(folder: Path) -> None:
+    ca = authority(folder)
+    server, own = signed(folder, "server", ca), signed(folder, "client", ca)
+    settings = f'[gateway.tls]\ncert = "{server.cert}"\nkey = "{server.key}"\nclient_ca = "{ca.cert}"\n'
+    system = System(folder, "--listen", "127.0.0.1:0", settings=settings)
+    try:
+        eventually(lambda: "ready; try" in system.log.read_text())
+        assert answered_status(system.runtime)["gateway"]["health"] == "SERVING"
+        services = system.runtime.read_services()
+        assert services is not None
+        assert check(services.gateway) == "unreachable"
+        with Client(services.gateway, tls=Tls(ca.cert, own.cert, own.key)) as client:
+            client.edit(picture(), "smile", timeout=60)
+        with Client(services.local) as client:
+            client.edit(picture(), "smile", timeout=60)
+    finally:
+        assert system.end() == ExitCode.OK, system.log.read_text()
+    assert server.secret() not in system.log.read_text()
 
 
 def test_no_service_outlives_a_killed_supervisor(system: System) -> None:
