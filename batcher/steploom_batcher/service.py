@@ -108,7 +108,13 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         return pb.StatusResponse(
             model=model_to_wire(models[0]) if models else None,
             tiers=[
-                pb.StatusResponse.Tier(name=name, queued=tier.queued, running=tier.running, max_queued=tier.max_queued)
+                pb.StatusResponse.Tier(
+                    name=name,
+                    queued=tier.queued,
+                    running=tier.running,
+                    max_queued=tier.max_queued,
+                    weight=self._config.tiers[name].weight,
+                )
                 for name, tier in stats.tiers.items()
             ],
             workers=[_worker_status(link, stats.workers.get(link.address)) for link in self._links],

@@ -11,8 +11,9 @@ import grpc
 import grpc.aio
 
 from steploom_common.rpc import INTERNAL_OPTIONS
-from steploom_gateway.catalogue import Catalogue, Model
+from steploom_gateway.catalogue import Catalogue, Model, StageWork
 from steploom_protos.batcher.v1 import batcher_pb2, batcher_pb2_grpc
+from steploom_protos.worker.v1 import worker_pb2
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,12 @@ SubmitCall = grpc.aio.UnaryStreamCall[batcher_pb2.SubmitRequest, batcher_pb2.Job
 
 _STATUS_TIMEOUT_S = 5.0
 _FIRST_RETRY_S = 0.05
+
+_STAGES = {
+    "encode": worker_pb2.STAGE_ENCODE,
+    "denoise": worker_pb2.STAGE_DENOISE,
+    "decode": worker_pb2.STAGE_DECODE,
+}
 
 
 class BatcherClient:
@@ -61,6 +68,11 @@ class BatcherClient:
     def look_now(self) -> None:
         """Asks for the status without waiting for its turn: a call has failed."""
         self._look.set()
+
+    async def latest(self) -> Catalogue | None:
+        """What the batcher serves, asked now; the last known where it does not answer."""
+        await self._refresh()
+        return self.catalogue
 
     async def close(self) -> None:
         """Ends the looks and the channel."""
@@ -106,6 +118,16 @@ class BatcherClient:
 def _catalogue(status: batcher_pb2.StatusResponse) -> Catalogue:
     info = status.model
     adapters = tuple(adapter.name for adapter in info.adapters)
-    model = Model(info.name, info.height, info.width, info.max_steps, adapters)
-    is_serving = not status.is_draining and any(worker.is_up for worker in status.workers)
-    return Catalogue(model, tuple(tier.name for tier in status.tiers), is_serving)
+    model = Model(info.name, info.height, info.width, info.max_steps, adapters, tuple(info.latent_shape))
+    return Catalogue(
+        model=model,
+        tiers=tuple(tier.name for tier in status.tiers),
+        is_serving=not status.is_draining and any(worker.is_up for worker in status.workers),
+        priorities=tuple(tier.name for tier in sorted(status.tiers, key=lambda tier: -tier.weight)),
+        stages={name: _work(status, stage) for name, stage in _STAGES.items()},
+    )
+
+
+def _work(status: batcher_pb2.StatusResponse, stage: worker_pb2.Stage) -> StageWork:
+    uses = [use for worker in status.workers for use in worker.stages if use.stage == stage]
+    return StageWork(sum(use.ticks for use in uses), sum(use.rows for use in uses))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,15 @@ class Model:
     width: int
     max_steps: int
     adapters: tuple[str, ...] = ()  # by name
+    latent_shape: tuple[int, ...] = ()  # channels, height, width; empty: not told
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What all workers have done of one stage, since the batcher's start."""
+
+    ticks: int  # forward passes
+    rows: int  # of jobs in them: UNet rows (denoise), or jobs (encode, decode)
 
 
 @dataclass(frozen=True)
@@ -23,3 +33,5 @@ class Catalogue:
     model: Model
     tiers: tuple[str, ...]  # by name
     is_serving: bool  # a worker is up, and the batcher takes jobs
+    priorities: tuple[str, ...] = ()  # the tiers again, from the one that gets most of the device
+    stages: Mapping[str, StageWork] = field(default_factory=dict)  # encode, denoise, decode

@@ -58,7 +58,9 @@ class EditJob:
         Raises:
             SteploomError: the picture cannot be read, or the batcher's refusal or failure.
         """
+        came_s = self._seen.elapsed_s
         prepared = await self._tools.codec.prepare(self._order.picture, self._order.size_rule, self._model_size)
+        self._seen.prepare_s = self._seen.elapsed_s - came_s
         self._order = dataclasses.replace(self._order, picture=b"")  # not held while the job waits
         job = self._job(deadline_unix_s, is_watched)
         async with self._tools.submissions.submit(job, prepared.pixels) as submission:
@@ -67,7 +69,9 @@ class EditJob:
                 if event:
                     yield event
             drawn = self._drawn(submission)
+        drawn_s = self._seen.elapsed_s
         written = await self._tools.codec.write(drawn, prepared.frame, self._order.output_format)
+        self._seen.write_s = self._seen.elapsed_s - drawn_s
         yield image_pb2.EditEvent(done=self._response(written))
 
     def _job(self, deadline_unix_s: float, is_watched: bool) -> batcher_pb2.SubmitRequest:

@@ -69,6 +69,8 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         self.is_draining = False
         self.requests: list[batcher_pb2.SubmitRequest] = []  # all that came
         self.num_cancelled = 0
+        self.num_finished = 0
+        self.num_steps = 0  # of all jobs
         self.num_held = 0  # jobs that wait at the moment at which the script holds
         self.resume = asyncio.Event()
         self.release = asyncio.Event()
@@ -137,8 +139,10 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
     async def Status(self, request: batcher_pb2.StatusRequest, context: Context) -> batcher_pb2.StatusResponse:
         """One worker, and the tiers."""
         status = batcher_pb2.StatusResponse(
-            tiers=[batcher_pb2.StatusResponse.Tier(name=name) for name in self.tiers],
-            workers=[batcher_pb2.StatusResponse.WorkerStatus(is_up=self.is_worker_up, slots=8)],
+            tiers=[
+                batcher_pb2.StatusResponse.Tier(name=name, weight=weight) for weight, name in enumerate(self.tiers, 1)
+            ],
+            workers=[batcher_pb2.StatusResponse.WorkerStatus(is_up=self.is_worker_up, slots=8, stages=self._stages())],
             is_draining=self.is_draining,
         )
         if self.model:
@@ -168,9 +172,20 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
             await self._moment("stepped", job, script)
             if script.fail:
                 raise script.fail
+            self.num_steps += 1
         if not script.end_early:
+            self.num_finished += 1
             yield Event(finished=self._finished(request, steps, script.size_off))
         await self._moment("finished", job, script)
+
+    def _stages(self) -> list[batcher_pb2.StatusResponse.StageUse]:
+        """As of a worker that runs each job alone, with three rows a step."""
+        use, jobs, steps = batcher_pb2.StatusResponse.StageUse, self.num_finished, self.num_steps
+        return [
+            use(stage=worker_pb2.STAGE_ENCODE, ticks=jobs, rows=jobs),
+            use(stage=worker_pb2.STAGE_DENOISE, ticks=steps, rows=3 * steps),
+            use(stage=worker_pb2.STAGE_DECODE, ticks=jobs, rows=jobs),
+        ]
 
     async def _moment(self, name: str, job: _Job, script: Script) -> None:
         if script.hold_at != name:
@@ -242,7 +257,7 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
 
 def serving_model(side: int = 32) -> Model:
     """A small model with one adapter."""
-    return Model("fake", side, side, 50, ("turbo",))
+    return Model("fake", side, side, 50, ("turbo",), (4, side // 8, side // 8))
 
 
 def _model_info(model: Model) -> worker_pb2.ModelInfo:
@@ -251,6 +266,7 @@ def _model_info(model: Model) -> worker_pb2.ModelInfo:
         height=model.height,
         width=model.width,
         max_steps=model.max_steps,
+        latent_shape=model.latent_shape,
         adapters=[worker_pb2.Adapter(name=name) for name in model.adapters],
     )
 

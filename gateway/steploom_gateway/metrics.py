@@ -16,6 +16,7 @@ from prometheus_client import (
 
 from steploom_common.rpc import BindError
 from steploom_gateway.config import host_and_port
+from steploom_gateway.tally import Tally
 from steploom_protos.v1 import image_pb2
 
 # Seconds: from a codec's milliseconds to a long queue.
@@ -26,6 +27,7 @@ class Metrics:
     """All of the gateway's metrics, in a registry of their own."""
 
     def __init__(self) -> None:
+        self.tally = Tally()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

@@ -36,6 +36,8 @@ class Observation:
         self.request_id = _UNKNOWN  # once it is known to be well-formed
         self.tier = _UNKNOWN  # once it is known to exist
         self.timings: image_pb2.Timings | None = None  # once the picture is drawn
+        self.prepare_s = 0.0  # from the picture that was sent to the model's
+        self.write_s = 0.0  # from the model's picture to the answer
         self._metrics = metrics
         self._method = method
         self._late_unix_s = late_from(deadline_unix_s, time.time())
@@ -54,13 +56,18 @@ class Observation:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         status = self._status(error).name
+        elapsed_s = self.elapsed_s
         self._metrics.in_flight.dec()
         self._metrics.requests.labels(self._method, self.tier, status).inc()
         if self.timings is not None:
             self._metrics.observe_timings(self.tier, self.timings)
+        if error is None and self.timings is not None:
+            self._metrics.tally.add_done(elapsed_s, self.prepare_s, self.timings, self.write_s)
+        else:
+            self._metrics.tally.failed.add(elapsed_s)
         log.info(
             "%s request_id=%s tier=%s status=%s ms=%.1f",
-            self._method, self.request_id, self.tier, status, 1000 * self.elapsed_s,
+            self._method, self.request_id, self.tier, status, 1000 * elapsed_s,
         )  # fmt: skip
 
     def _status(self, error: BaseException | None) -> grpc.StatusCode:

@@ -375,6 +375,7 @@ async def test_status_adds_up(system: System) -> None:
     assert (status.submitted, status.finished, dict(status.refused)) == (12, 10, {"deadline": 1})
     assert (status.failed, status.cancelled, status.expired) == (0, 0, 0)
     assert [(tier.name, tier.queued, tier.running) for tier in status.tiers][:2] == [("free", 0, 0), ("pro", 0, 1)]
+    assert all(tier.weight > 0 for tier in status.tiers)
     assert [adapter.name for adapter in status.model.adapters] == ["student"]
     (worker,) = status.workers
     assert (worker.address, worker.is_up, worker.slots, worker.slots_used) == (system.worker_address, True, 16, 1)

@@ -105,16 +105,18 @@ class StatusRequest(_message.Message):
 class StatusResponse(_message.Message):
     __slots__ = ("model", "tiers", "workers", "ticks", "rows", "mean_rows_per_tick", "finished", "failed", "cancelled", "refused", "is_draining", "policy", "submitted", "padding_rows", "expired", "batcher_cpu_s")
     class Tier(_message.Message):
-        __slots__ = ("name", "queued", "running", "max_queued")
+        __slots__ = ("name", "queued", "running", "max_queued", "weight")
         NAME_FIELD_NUMBER: _ClassVar[int]
         QUEUED_FIELD_NUMBER: _ClassVar[int]
         RUNNING_FIELD_NUMBER: _ClassVar[int]
         MAX_QUEUED_FIELD_NUMBER: _ClassVar[int]
+        WEIGHT_FIELD_NUMBER: _ClassVar[int]
         name: str
         queued: int
         running: int
         max_queued: int
-        def __init__(self, name: _Optional[str] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., max_queued: _Optional[int] = ...) -> None: ...
+        weight: float
+        def __init__(self, name: _Optional[str] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., max_queued: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
     class StageUse(_message.Message):
         __slots__ = ("stage", "ticks", "busy_s", "rows", "padding")
         STAGE_FIELD_NUMBER: _ClassVar[int]
