@@ -233,7 +233,7 @@ class AdaptedUNet(nn.Module):
         super().__init__()
         self.gates = RowGates()
         self.adapters = nn.ModuleList(adapters)
-        self.unet = _with_shared_weights(unet)
+        self.unet = with_shared_weights(unet)
         changes = [adapter.changes for adapter in adapters]
         for name, module in list(linear_maps(self.unet)):
             low_ranks = [by_name.get(name) for by_name in changes]
@@ -302,7 +302,7 @@ class AdaptedUNet(nn.Module):
 
 def merged_unet(unet: nn.Module, adapter: Adapter) -> nn.Module:
     """A UNet with an adapter's changes in its weights; what they leave alone is shared. Guidance is not in it."""
-    merged = _with_shared_weights(unet)
+    merged = with_shared_weights(unet)
     maps = dict(linear_maps(merged))
     for name, change in adapter.changes.items():
         _replace(merged, name, change.merged_into(maps[name]))
@@ -321,7 +321,7 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), last, module)
 
 
-def _with_shared_weights(module: nn.Module) -> nn.Module:
+def with_shared_weights(module: nn.Module) -> nn.Module:
     """A copy of the structure alone."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)

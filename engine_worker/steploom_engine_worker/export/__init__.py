@@ -1,0 +1,1 @@
+"""Networks of a model as ONNX graphs, for engines that other builders make."""
