@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 
@@ -18,3 +19,14 @@ def runtime_path(configured: str, environment: Mapping[str, str], user_id: int) 
 def socket_address(runtime: Path, service: str) -> str:
     """The address of a service's socket, such as unix:/run/user/1000/steploom/batcher.sock."""
     return f"unix:{runtime / service}.sock"
+
+
+def is_local(address: str) -> bool:
+    """Whether an address, as unix:/path or host:port, is of this host alone: what goes there is on no network."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

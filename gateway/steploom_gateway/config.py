@@ -35,6 +35,15 @@ class GatewayConfig:
     max_image_guidance_scale: float = setting(10.0, "pull towards the input picture", at_least=1, at_most=100)
     preview_side: int = setting(128, "pixels of a preview's longer side at most", at_least=8, at_most=1024)
     max_calls: int = setting(1024, "edits that are open at once; more are refused", at_least=1, at_most=1_000_000)
+    tokens: str = setting(
+        "", "file of the bearer tokens that callers must show, read again when it changes; empty: anybody may call"
+    )
+    max_calls_per_token: int = setting(
+        0,
+        "requests that one token may have open, where its entry says nothing else; 0: no bound",
+        at_least=0,
+        at_most=1_000_000,
+    )
     arena_blocks: int = setting(
         64, "pictures in shared memory at once; further ones travel in messages; 0: all do", at_least=0, at_most=65_536
     )

@@ -37,6 +37,13 @@ class Metrics:
             ["method", "tier", "status"],
             registry=self.registry,
         )
+        self.refused = Counter(
+            "steploom_gateway_refused",
+            "Calls that were refused at the gate, before any service saw them, by cause "
+            "(unauthenticated, permission_denied, rate, concurrency)",
+            ["cause"],
+            registry=self.registry,
+        )
         self.stage_seconds = Histogram(
             "steploom_gateway_stage_seconds",
             "Time of finished edits in each stage (queue, encode, denoise, decode, total), by tier",
@@ -58,6 +65,10 @@ class Metrics:
         self._batcher_up = Gauge(
             "steploom_gateway_batcher_up", "1 while the batcher can take jobs, else 0", registry=self.registry
         )
+
+    def count_refused(self, cause: str) -> None:
+        """Counts a call that did not come in."""
+        self.refused.labels(cause).inc()
 
     def observe_codec(self, operation: str, seconds: float) -> None:
         """Counts one picture's time in the codec."""

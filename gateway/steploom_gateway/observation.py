@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from steploom_common.errors import SteploomError
+from steploom_gateway.caller import current_caller
 from steploom_gateway.metrics import Metrics
 from steploom_protos.v1 import image_pb2
 
@@ -66,8 +67,8 @@ class Observation:
         else:
             self._metrics.tally.failed.add(elapsed_s)
         log.info(
-            "%s request_id=%s tier=%s status=%s ms=%.1f",
-            self._method, self.request_id, self.tier, status, 1000 * elapsed_s,
+            "%s request_id=%s tier=%s status=%s ms=%.1f token=%s",
+            self._method, self.request_id, self.tier, status, 1000 * elapsed_s, current_caller().name or _UNKNOWN,
         )  # fmt: skip
 
     def _status(self, error: BaseException | None) -> grpc.StatusCode:

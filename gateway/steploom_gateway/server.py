@@ -12,10 +12,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from steploom_common.rpc import ErrorInterceptor, Shutdown, bind
+from steploom_common.runtime import is_local
 from steploom_common.tls import server_tls
 from steploom_gateway.batcher_client import BatcherClient
 from steploom_gateway.config import GatewayConfig
 from steploom_gateway.edit import Tools
+from steploom_gateway.gate import Gate
 from steploom_gateway.loans import Loans
 from steploom_gateway.metrics import Metrics, MetricsServer
 from steploom_gateway.pool import CodecPool
@@ -37,11 +39,15 @@ class Gateway:
     Args:
         config: settings; `batcher` must be set.
         arena_dir: folder of the shared memory.
+
+    Raises:
+        ConfigError: the file of tokens is wrong.
     """
 
     def __init__(self, config: GatewayConfig, arena_dir: Path) -> None:
         self._config = config
         self.metrics = Metrics()
+        self.gate = Gate(config.tokens, config.max_calls_per_token, self.metrics.count_refused)
         self._health = health.aio.HealthServicer()
         self.batcher = BatcherClient(config.batcher, config.poll_s, self._set_serving)
         is_local = config.batcher.startswith("unix:")
@@ -50,7 +56,7 @@ class Gateway:
         self._submissions = Submissions(self.batcher, self.loans)
         tools = Tools(self.codec, self._submissions, config.preview_side)
         self.service = ImageService(config, self.batcher, tools, self.metrics)
-        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_server_options(config))
+        self._server = grpc.aio.server(interceptors=[ErrorInterceptor(), self.gate], options=_server_options(config))
         self._metrics_server: MetricsServer | None = None
         self.port = 0  # once started
         self.metrics.watch_arena(lambda: self.loans.num_used)
@@ -82,6 +88,10 @@ class Gateway:
             self._metrics_server = MetricsServer(self._config.metrics_listen, self.metrics.registry)
         await self._server.start()
         how = "mutual TLS" if self._config.tls.client_ca else "TLS" if self._config.tls else "plain"
+        if self._config.tokens and not self._config.tls and not is_local(self._config.listen):
+            log.warning(
+                "tokens travel in the clear: set gateway.tls, or have TLS ended in front of %s", self._config.listen
+            )
         metrics = self._config.metrics_listen or "no port"
         log.info("listening on %s (%s), metrics on %s", self._config.listen, how, metrics)
 

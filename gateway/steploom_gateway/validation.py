@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from steploom_common.adapter import NONE
 from steploom_common.errors import InvalidRequest, NotFound, Violation
+from steploom_gateway.caller import current_caller
 from steploom_gateway.catalogue import Catalogue
 from steploom_gateway.codec import Format, ImageBounds
 from steploom_gateway.config import GatewayConfig
@@ -30,7 +31,7 @@ class EditOrder:
 
     picture: bytes | RawPicture  # encoded, or raw
     instruction: str
-    tier: str  # empty: the default tier
+    tier: str  # empty: the service's default tier
     model: str  # empty: the one that is served
     adapter: str  # empty: the tier's; none: none
     steps: int  # 0: the tier's
@@ -61,7 +62,7 @@ def read_edit(request: image_pb2.EditRequest, config: GatewayConfig, max_steps: 
     return EditOrder(
         picture=_picture(request.image),
         instruction=_composed(request.instruction),
-        tier=request.tier,
+        tier=request.tier or current_caller().own_tier,
         model=request.model,
         adapter=request.adapter,
         steps=request.steps,
@@ -77,10 +78,13 @@ def read_edit(request: image_pb2.EditRequest, config: GatewayConfig, max_steps: 
 
 
 def check_names(order: EditOrder, catalogue: Catalogue) -> None:
-    """Holds the names in an order against those that exist; an empty name is a default, adapter `none` is no adapter.
+    """Holds the names in an order against those that exist, and its tier against those that its caller may ask for.
+
+    An empty name is a default, adapter `none` is no adapter.
 
     Raises:
         NotFound: lists those that exist.
+        PermissionDenied: the tier is not for this caller, who must name one where some are closed to it.
     """
     for kind, name, known in (
         ("model", order.model, (catalogue.model.name,)),
@@ -89,6 +93,7 @@ def check_names(order: EditOrder, catalogue: Catalogue) -> None:
     ):
         if name and name not in known:
             raise NotFound(kind, name[:100], known)
+    current_caller().check_tier(order.tier)
 
 
 def _picture(image: image_pb2.Image) -> bytes | RawPicture:

@@ -257,6 +257,40 @@ def show_config(
         print(to_toml(settings), end="")
 
 
+tokens = typer.Typer(help="Make the bearer tokens that callers show.", no_args_is_help=True)
+app.add_typer(tokens, name="token")
+
+
+@tokens.callback()
+def token_commands() -> None:
+    """Make the bearer tokens that callers show."""
+
+
+@tokens.command("new")
+def new_token(
+    name: Annotated[str, typer.Argument(help="Who will show it; in logs and messages.")],
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(help="Tier that it may ask for; repeatable, the first where a request names none; default: all."),
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Requests a second in the long run; 0: no bound.")] = 0.0,
+    burst: Annotated[int, typer.Option(help="Requests at once after a pause; 0: those of a second.")] = 0,
+    concurrency: Annotated[int, typer.Option(help="Requests open at once; 0: gateway.max_calls_per_token.")] = 0,
+    admin: Annotated[bool, typer.Option("--admin", help="May load and unload models, and change settings.")] = False,
+    file: Annotated[Path | None, typer.Option(help="The gateway's file of tokens. [gateway.tokens]")] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Print a new token, once, and put its hash and limits into the gateway's file of tokens.
+
+    A gateway that runs takes it at the next call.
+    """
+    from steploom.tokens import run_new_token
+
+    limits = {"tiers": tuple(tier or ()), "rate": rate, "burst": burst, "concurrency": concurrency, "admin": admin}
+    path = file or Path(_configuration(config).gateway.tokens)
+    run_new_token(path if path.name else None, name, limits)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

@@ -48,6 +48,11 @@ def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
     config.write_text("[gateway]\ncodec_threads = 0\n")
     fails_clearly("--config", str(config), words="gateway.codec_threads: is 0, must be at least 1")
     fails_clearly("--config", str(tmp_path / "none.toml"), words="none.toml: cannot be read")
+    config.write_text('[gateway]\ntokens = "none.toml"\n')
+    fails_clearly("--config", str(config), words="gateway.tokens: none.toml cannot be read: No such file")
+    config.write_text('[gateway.tls]\ncert = "none.pem"\nkey = "none.key"\n')
+    arguments = ("--config", str(config), "--listen", "127.0.0.1:0", "--batcher", f"unix:{tmp_path}/batcher.sock")
+    fails_clearly(*arguments, words="gateway.tls.cert: none.pem cannot be read: No such file")
     fails_clearly("--listen", "nonsense", words="listen: is 'nonsense', must be host:port")
     fails_clearly("--unknown", words="--unknown")
 

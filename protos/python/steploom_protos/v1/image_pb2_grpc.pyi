@@ -6,7 +6,9 @@ The public API: one image in, one instruction, one image out.
 Errors follow the gRPC status codes; details are google.rpc messages:
   INVALID_ARGUMENT    BadRequest, one violation for each field that is out of its bound
   NOT_FOUND           unknown model, tier or adapter; the message lists those that exist
-  RESOURCE_EXHAUSTED  RetryInfo and QuotaFailure; the queue or the slots are full
+  UNAUTHENTICATED     no token, or one that is not known; metadata `authorization: Bearer TOKEN`
+  PERMISSION_DENIED   the token is not for this tier
+  RESOURCE_EXHAUSTED  RetryInfo and QuotaFailure; the queue or the slots are full, or the token's quota is used up
   DEADLINE_EXCEEDED   the job cannot finish, or did not, before the deadline of the call
   UNAVAILABLE         draining, or no worker is up; trailer `grpc-retry-pushback-ms`
   INTERNAL            the job itself makes the model fail; the message carries an error id
