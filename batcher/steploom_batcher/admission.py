@@ -19,14 +19,20 @@ class Admission:
         self._backlog = backlog
 
     def decide(
-        self, spec: JobSpec, costs: JobCosts, workers: Sequence[Worker], num_queued: int, now: float
+        self, spec: JobSpec, costs: JobCosts, workers: Sequence[Worker], num_queued: int, num_own: int, now: float
     ) -> Admitted | Refused:
         """Args:
         workers: those that serve the job's key; none while a lost one is expected back.
         num_queued: jobs of the tier that wait for a slot.
+        num_own: those of them that are of the job's caller.
         """
         has_slot = any(worker.free_slots for worker in workers)
         tier = self._config.tiers[spec.tier]
+        bound = tier.max_queued_per_token if spec.caller else 0
+        if bound and not has_slot and num_own >= bound:
+            message = f"{num_own} jobs of tier {spec.tier!r} wait already that are of token {spec.caller!r}"
+            drained_s = self._backlog.total_s / max(1, len(workers)) / max(1, num_queued)
+            return Refused(Cause.CALLER_QUEUE_FULL, message, retry_after_s=max(0.05, drained_s))
         if not has_slot and num_queued >= tier.max_queued:
             drained_s = self._backlog.total_s / max(1, len(workers)) / max(1, num_queued)
             message = f"{num_queued} jobs of tier {spec.tier!r} wait already"

@@ -26,7 +26,7 @@ def failure_error(failed: Failed, spec: JobSpec) -> SteploomError:
 
 def _exhausted(error: type[Exhausted], subject: str) -> Callable[[Refused, JobSpec], SteploomError]:
     return lambda refused, spec: error(
-        refused.message, subject.format(tier=spec.tier), refused.retry_after_s or _RETRY_AFTER_S
+        refused.message, subject.format(tier=spec.tier, caller=spec.caller), refused.retry_after_s or _RETRY_AFTER_S
     )
 
 
@@ -47,6 +47,7 @@ def _poison(refused: Refused, spec: JobSpec) -> SteploomError:
 
 _ERRORS: dict[Cause, Callable[[Refused, JobSpec], SteploomError]] = {
     Cause.QUEUE_FULL: _exhausted(QueueFull, "tier:{tier}"),
+    Cause.CALLER_QUEUE_FULL: _exhausted(QueueFull, "token:{caller}/queue"),
     Cause.NO_SLOT: _exhausted(Exhausted, "slots"),
     Cause.DEADLINE: _deadline,
     Cause.NO_WORKER: _unavailable,

@@ -18,6 +18,12 @@ class TierConfig:
         60.0, "seconds in which an answer is due, and the deadline of a call that has none", above=0, at_most=3600
     )
     max_queued: int = setting(256, "jobs that may wait for a slot; more are refused", at_least=0, at_most=1_000_000)
+    max_queued_per_token: int = setting(
+        0,
+        "jobs of one bearer token that may wait for a slot; more are refused; 0: as many as max_queued",
+        at_least=0,
+        at_most=1_000_000,
+    )
     adapter: str = setting(
         "",
         "low-rank adapter where the request names none; auto: the model's first that was trained for such a request, "

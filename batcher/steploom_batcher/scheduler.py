@@ -268,7 +268,8 @@ class Scheduler:
         if model is None:
             return Refused(Cause.NO_WORKER, "no worker is up", retry_after_s=1.0)
         serving = [worker for worker in self._workers.values() if worker.profile.key == spec.key]
-        return self._admission.decide(spec, JobCosts.of(spec, model), serving, self._waiting.of(spec.tier), now)
+        num_queued, num_own = self._waiting.of(spec.tier), self._waiting.of_caller(spec.tier, spec.caller)
+        return self._admission.decide(spec, JobCosts.of(spec, model), serving, num_queued, num_own, now)
 
     def _model_for(self, key: Key, now: float) -> CostModel | None:
         """Costs to predict with: those of a worker that serves the key, or of one that is expected back."""

@@ -174,6 +174,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
             steps=steps,
             rows=rows_with(model.adapters.get(adapter), *scales),
             deadline=self._deadline(request.deadline_unix_s, tier.deadline_s),
+            caller=request.caller,
         )
         return spec, payload
 

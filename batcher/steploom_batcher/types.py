@@ -30,6 +30,7 @@ class Cause(Enum):
     """Why a job was refused or has failed; the values are the metric's labels."""
 
     QUEUE_FULL = "queue_full"
+    CALLER_QUEUE_FULL = "caller_queue_full"  # the tier's has room, but not for this caller
     NO_SLOT = "no_slot"  # of the total bound on admitted jobs
     DEADLINE = "deadline"
     NO_WORKER = "no_worker"
@@ -59,6 +60,7 @@ class JobSpec:
     steps: int  # denoising steps, at least 1
     rows: int  # UNet rows of one step, at least 1
     deadline: float  # when the answer is due
+    caller: str = ""  # whose it is; empty: callers are not told apart
 
 
 StageCosts = Mapping[Stage, Mapping[int, float]]  # seconds of each bucket that the worker can run

@@ -17,7 +17,8 @@ class WaitingRoom:
 
     def __init__(self) -> None:
         self._heaps: dict[Flow, list[tuple[float, int, Job]]] = {}
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()  # by tier
+        self._counts_of_callers: Counter[tuple[str, str]] = Counter()  # by tier and caller, those with a job alone
 
     def __repr__(self) -> str:
         return f"WaitingRoom({dict(self._counts)})"
@@ -29,17 +30,26 @@ class WaitingRoom:
         """How many jobs of a tier wait."""
         return self._counts[tier]
 
+    def of_caller(self, tier: str, caller: str) -> int:
+        """How many of them are a caller's."""
+        return self._counts_of_callers[tier, caller]
+
     def enter(self, job: Job) -> None:
         """Takes a job whose state is QUEUED."""
         heap = self._heaps.setdefault(job.flow, [])
         heapq.heappush(heap, (job.due, job.sequence, job))
         self._counts[job.spec.tier] += 1
+        self._counts_of_callers[job.spec.tier, job.spec.caller] += 1
         if len(heap) > 2 * len(self) + _SPARE:
             heap[:] = sorted({entry for entry in heap if entry[2].state is State.QUEUED})
 
     def leave(self, job: Job) -> None:
         """Lets a job go; its state is no longer QUEUED when `heads` is next asked."""
         self._counts[job.spec.tier] -= 1
+        whose = job.spec.tier, job.spec.caller
+        self._counts_of_callers[whose] -= 1
+        if not self._counts_of_callers[whose]:
+            del self._counts_of_callers[whose]
 
     def heads(self) -> Iterator[Job]:
         """The job of each flow that is due first."""

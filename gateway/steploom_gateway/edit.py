@@ -10,6 +10,7 @@ from typing import cast
 
 from steploom_common.arena import Pixels
 from steploom_common.errors import SteploomError
+from steploom_gateway.caller import current_caller
 from steploom_gateway.catalogue import Model
 from steploom_gateway.codec import Format
 from steploom_gateway.observation import Observation
@@ -91,6 +92,7 @@ class EditJob:
             preview_every=order.preview_every if is_watched else 0,
             adapter=order.adapter,
             without_progress=not is_watched,
+            caller=current_caller().name,
         )
 
     async def _translated(self, event: batcher_pb2.JobEvent, prepared: Prepared) -> image_pb2.EditEvent | None:

@@ -282,6 +282,29 @@ def test_a_full_queue_refuses() -> None:
     assert bench.scheduler.statistics().refused == {"queue_full": 2}
 
 
+def test_one_caller_cannot_fill_the_queue_of_all() -> None:
+    bench = Bench(num_slots=1, tiers={"free": TierConfig(max_queued=9, max_queued_per_token=2), "pro": TierConfig()})
+
+    def of(caller: str, name: str, tier: str = "free") -> JobSpec:
+        return dataclasses.replace(spec(name, tier), caller=caller)
+
+    bench.admit(of("web", "slot"), of("web", "w1"), of("web", "w2"))
+    full = bench.submit(of("web", "w3"))
+    assert isinstance(full, Refused)
+    assert full.cause is Cause.CALLER_QUEUE_FULL
+    assert full.message == "2 jobs of tier 'free' wait already that are of token 'web'"
+    assert full.retry_after_s > 0
+    bench.admit(of("other", "o1"), of("web", "p1", "pro"), *(of("", f"n{i}") for i in range(4)))
+    bench.scheduler.cancel("w1", bench.now)
+    bench.admit(of("web", "w4"))
+    assert isinstance(bench.submit(of("web", "w5")), Refused)
+    bench.run()
+    bench.admit(*(of("web", f"again{i}") for i in range(3)))
+    assert bench.scheduler.statistics().refused == {"caller_queue_full": 2}
+    bench.run()
+    assert not bench.scheduler._waiting._counts_of_callers  # nothing is kept of callers that have no job
+
+
 def test_without_a_worker_jobs_are_refused_unless_one_is_expected_back() -> None:
     scheduler = Scheduler(SchedulerConfig(worker_grace_s=10.0))
     assert scheduler.submit(spec("a"), 0.0) == Refused(Cause.NO_WORKER, "no worker is up", 1.0)

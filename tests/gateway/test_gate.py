@@ -381,6 +381,7 @@ async def test_tiers_are_the_tokens(tmp_path: Path, book: Book) -> None:
 
         async def tier_of(name: str, **fields: Any) -> str:
             await house.stub.Edit(request(**fields), metadata=book[name])
+            assert house.batcher.requests[-1].caller == name
             return house.batcher.requests[-1].tier
 
         assert [await tier_of(name) for name in ("any", "free", "both")] == ["", "free", "pro"]

@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("job_id", "tier", "model", "instruction", "pixels", "output", "steps", "guidance_scale", "image_guidance_scale", "seed", "sampler", "deadline_unix_s", "preview_every", "adapter", "without_progress")
+    __slots__ = ("job_id", "tier", "model", "instruction", "pixels", "output", "steps", "guidance_scale", "image_guidance_scale", "seed", "sampler", "deadline_unix_s", "preview_every", "adapter", "without_progress", "caller")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class SubmitRequest(_message.Message):
     PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     tier: str
     model: str
@@ -40,7 +41,8 @@ class SubmitRequest(_message.Message):
     preview_every: int
     adapter: str
     without_progress: bool
-    def __init__(self, job_id: _Optional[str] = ..., tier: _Optional[str] = ..., model: _Optional[str] = ..., instruction: _Optional[str] = ..., pixels: _Optional[_Union[_worker_pb2.Pixels, _Mapping]] = ..., output: _Optional[_Union[_worker_pb2.Region, _Mapping]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., image_guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[_image_pb2.Sampler, str]] = ..., deadline_unix_s: _Optional[float] = ..., preview_every: _Optional[int] = ..., adapter: _Optional[str] = ..., without_progress: _Optional[bool] = ...) -> None: ...
+    caller: str
+    def __init__(self, job_id: _Optional[str] = ..., tier: _Optional[str] = ..., model: _Optional[str] = ..., instruction: _Optional[str] = ..., pixels: _Optional[_Union[_worker_pb2.Pixels, _Mapping]] = ..., output: _Optional[_Union[_worker_pb2.Region, _Mapping]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., image_guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[_image_pb2.Sampler, str]] = ..., deadline_unix_s: _Optional[float] = ..., preview_every: _Optional[int] = ..., adapter: _Optional[str] = ..., without_progress: _Optional[bool] = ..., caller: _Optional[str] = ...) -> None: ...
 
 class JobEvent(_message.Message):
     __slots__ = ("admitted", "started", "step", "finished")
