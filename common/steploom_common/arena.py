@@ -172,7 +172,7 @@ class ArenaViews:
     def _mapped(self, path: str) -> mmap.mmap:
         if path not in self._maps:
             file = Path(path).resolve()
-            if file.parent != self._directory or not file.name.startswith(_PREFIX):
+            if file.parent != self._directory or not is_arena(file.name):
                 raise ValueError(f"{path} is no arena in {self._directory}")
             self._forget_removed()
             with file.open("r+b") as handle:
@@ -187,6 +187,11 @@ class ArenaViews:
     def _forget(self, path: str) -> None:
         self._on_close(np.frombuffer(self._maps[path], np.uint8))
         del self._maps[path]  # unmapped when the last array over it goes
+
+
+def is_arena(name: str) -> bool:
+    """Whether a file of this name is an arena, or would be taken for one."""
+    return name.startswith(_PREFIX)
 
 
 def remove_stale(directory: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from steploom_common.errors import InvalidRequest, SteploomError, Violation
@@ -147,7 +148,11 @@ def _tolerant(deserializer: Any) -> Any:
 
 def _check_readable(request: Any) -> None:
     if isinstance(request, _Unreadable):
-        raise InvalidRequest(Violation("", "the message cannot be parsed: it is no protobuf of this method's type"))
+        raise _unreadable()
+
+
+def _unreadable() -> InvalidRequest:
+    return InvalidRequest(Violation("", "the message cannot be parsed: it is no protobuf of this method's type"))
 
 
 def _guard_unary(behaviour: Any) -> Any:
@@ -171,6 +176,8 @@ def _guard_stream(behaviour: Any) -> Any:
             async with aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
                     await context.write(response)
+        except DecodeError:  # a stream of requests is parsed while it is read
+            await abort(context, _unreadable())
         except Exception as error:
             await abort(context, error)
 

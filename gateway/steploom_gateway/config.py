@@ -55,6 +55,14 @@ class GatewayConfig:
     )
     codec_threads: int = setting(2, "threads that decode and encode pictures", at_least=1, at_most=256)
     poll_s: float = setting(1.0, "seconds between looks at the batcher", above=0, at_most=60)
+    shared_memory_regions: int = setting(
+        0,
+        "regions of shared memory that clients of the Open Inference Protocol may register; their memory is read and "
+        "written as this user; 0: none",
+        at_least=0,
+        at_most=4096,
+    )
+    remote_log_settings: bool = setting(False, "whether clients may change what this gateway logs, by LogSettings")
     drain_s: float = setting(30.0, "seconds for open edits to end once asked to stop", at_least=0, at_most=3600)
     tls: ServerTls = section(ServerTls, "TLS of the public gRPC service; files are read again when they change")
 

@@ -20,10 +20,13 @@ from steploom_gateway.edit import Tools
 from steploom_gateway.gate import Gate
 from steploom_gateway.loans import Loans
 from steploom_gateway.metrics import Metrics, MetricsServer
+from steploom_gateway.oip import service as oip
+from steploom_gateway.oip.regions import Regions
 from steploom_gateway.pool import CodecPool
 from steploom_gateway.service import ImageService
 from steploom_gateway.submission import Submissions
 from steploom_gateway.validation import image_bounds
+from steploom_protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from steploom_protos.v1 import image_pb2, image_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,8 @@ class Gateway:
         self._submissions = Submissions(self.batcher, self.loans)
         tools = Tools(self.codec, self._submissions, config.preview_side)
         self.service = ImageService(config, self.batcher, tools, self.metrics)
+        regions = Regions(config.shared_memory_regions)
+        self.inference = oip.InferenceService(config, self.batcher, self.service, self.metrics.tally, regions)
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor(), self.gate], options=_server_options(config))
         self._metrics_server: MetricsServer | None = None
         self.port = 0  # once started
@@ -77,8 +82,9 @@ class Gateway:
             ConfigError: a file that a setting names is wrong.
         """
         image_pb2_grpc.add_ImageServiceServicer_to_server(self.service, self._server)
+        add_GRPCInferenceServiceServicer_to_server(self.inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE_NAME, oip.SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         await self._set_serving(False)
         self.port = bind(self._server, self._config.listen, server_tls(self._config.tls, "gateway.tls"))
@@ -118,7 +124,7 @@ class Gateway:
 
     async def _set_serving(self, is_serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
-        for name in ("", SERVICE_NAME):
+        for name in ("", SERVICE_NAME, oip.SERVICE_NAME):
             await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)
         self.metrics.set_batcher_up(is_serving)
 

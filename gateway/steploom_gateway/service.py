@@ -67,6 +67,11 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         """Edits that are open now."""
         return self._num_open
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request that comes now is likely to be taken."""
+        return self._batcher.is_serving and not self._is_draining
+
     async def Edit(self, request: image_pb2.EditRequest, context: Context) -> image_pb2.EditResponse:
         """The last event of an edit that nobody watches."""
         last = image_pb2.EditEvent()
