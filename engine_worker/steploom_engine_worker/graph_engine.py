@@ -26,6 +26,7 @@ from steploom_common.adapter import rows_with
 from steploom_common.settings import ConfigError
 from steploom_engine_worker.adapter import merged_unet
 from steploom_engine_worker.calibration import input_scales
+from steploom_engine_worker.capacity import slots_that_fit
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, Pending, Pixels, Stage
 from steploom_engine_worker.errors import ModelError, is_fatal
@@ -34,16 +35,16 @@ from steploom_engine_worker.fused.vae import FusedDecoder, FusedEncoder, cannot_
 from steploom_engine_worker.graphs import DecodeWork, EncodeWork, HostRing, JobGraph, StepGraph, pad_jobs
 from steploom_engine_worker.lane import Lane, Mark, open_lane
 from steploom_engine_worker.model import Model, load_model
-from steploom_engine_worker.pinned import PinnedMemory, registrar_of
+from steploom_engine_worker.model_files import model_root
+from steploom_engine_worker.pinned import PinnedMemory
 from steploom_engine_worker.readiness import GATED, PLAIN, Kind, Readiness, Recording
+from steploom_engine_worker.registrar import registrar_of
 from steploom_engine_worker.rows import NO_ADAPTER, pack_rows
 from steploom_engine_worker.slots import Slots
-from steploom_engine_worker.torch_engine import TorchEngine, device_of, model_root
+from steploom_engine_worker.torch_engine import TorchEngine, device_of
 from steploom_kernels.fp8 import cannot_multiply
 
 MAX_PENDING = 4
-SLOTS_SHARE = 0.1  # of the device's free memory: a job's state is small, a tick's activations are not
-MAX_SLOTS = 256  # more jobs at once only wait for each other
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def load_graph_engine(config: WorkerConfig) -> GraphEngine:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # of the calling thread, which is the one that drives the engine
         torch.backends.cudnn.benchmark = True  # every shape comes again and again
-    root = model_root(config)
+    root = model_root(config.model)
     model = load_model(root, dtype)
     problem = cannot_fuse(model.unet)
     if problem:
@@ -112,15 +113,6 @@ def slot_bytes(model: Model, max_steps: int, dtype: torch.dtype) -> int:
     meta = torch.device("meta")  # has shapes alone
     one, two = (Slots(count, max_steps, model.latent_shape, text_shape, model.side, meta, dtype) for count in (1, 2))
     return two.num_bytes - one.num_bytes
-
-
-def slots_that_fit(free_bytes: int, each: int) -> int:
-    """Jobs whose slots take no more than a part of what is free before weights and graphs: at least one.
-
-    The graphs of a lane share memory, of which the first, the largest, takes nearly all. One that is recorded later
-    needs the memory of its own activations beside that for a moment; where that is not to be had, it is given up.
-    """
-    return max(1, min(MAX_SLOTS, int(free_bytes * SLOTS_SHARE) // each))
 
 
 @dataclass
@@ -332,11 +324,12 @@ class GraphEngine(TorchEngine):
             self._marks[slot] = self._admission.mark()
 
     def _put_pixels(self, slot: int, pixels: Pixels) -> None:
-        if self._pinned.start_copy(pixels, self.slots.pixels[slot]):
+        target = self.slots.pixels[slot]
+        if self._pinned.start_copy(pixels, lambda given: target.copy_(torch.from_numpy(given), non_blocking=True)):
             return
         staged = self._staged.next()
         staged.numpy()[:] = pixels
-        self.slots.pixels[slot].copy_(staged, non_blocking=True)
+        target.copy_(staged, non_blocking=True)
 
     def share(self, memory: HostMemory) -> None:
         self._pinned.add(memory)

@@ -13,8 +13,12 @@ def build_engine(config: WorkerConfig) -> tuple[Engine, Costs]:
 
     Raises:
         ModelError: the model directory is wrong.
-        ConfigError: the device or the type is not there.
+        ConfigError: the device or the type is not there, or engines that were to be built before.
     """
+    if config.engine == "tensorrt":
+        from steploom_engine_worker.tensorrt.load import build_tensorrt_engine
+
+        return build_tensorrt_engine(config)
     engine = _cold_engine(config)
     return engine, warm_up(engine, config)
 

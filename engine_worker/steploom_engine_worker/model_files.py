@@ -172,6 +172,15 @@ def weights_sha256(root: Path) -> str:
     return digest.hexdigest()
 
 
+def model_root(setting: str) -> Path:
+    """The directory that a setting names, or the embedded model's where it is empty.
+
+    Raises:
+        ModelError: the embedded model is not there.
+    """
+    return Path(setting) if setting else embedded_model()
+
+
 def embedded_model() -> Path:
     """The directory of avatar-edit: inside the installed package, or in the repository.
 

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Protocol
-
-import torch
-from torch import Tensor
 
 from steploom_engine_worker.engine import HostMemory, Pixels
 
 log = logging.getLogger(__name__)
-
-_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context of the process
 
 
 class Registrar(Protocol):
@@ -71,17 +66,17 @@ class PinnedMemory:
         if error:
             log.warning("%d bytes of shared memory stay pinned, CUDA error %d", memory.nbytes, error)
 
-    def start_copy(self, pixels: Pixels, out: Tensor) -> bool:
-        """Starts a copy to the device in the current stream; False where the device does not know the memory.
+    def start_copy(self, pixels: Pixels, start: Callable[[Pixels], object]) -> bool:
+        """Starts a copy to the device; False where the device does not know the memory.
 
         Args:
             pixels: uint8, contiguous.
-            out: of the same shape, on the device.
+            start: is given them, and returns while the device copies.
         """
         with self._lock:
             if not self._holds(pixels):
                 return False
-            out.copy_(torch.from_numpy(pixels), non_blocking=True)
+            start(pixels)
             return True
 
     def _holds(self, pixels: Pixels) -> bool:
@@ -90,30 +85,3 @@ class PinnedMemory:
             start <= address and address + pixels.nbytes <= start + num_bytes
             for start, num_bytes in self._sizes.items()
         )
-
-
-def registrar_of(device: torch.device) -> Registrar | None:
-    """CUDA's, for a GPU."""
-    return _Cuda(device) if device.type == "cuda" else None
-
-
-class _Cuda:
-    """Each call on a thread of its own: CUDA keeps an error for its thread, whose next kernel would seem to fail."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def register(self, address: int, num_bytes: int) -> int:
-        return self._call("cudaHostRegister", address, num_bytes, _PORTABLE)
-
-    def unregister(self, address: int) -> int:
-        torch.cuda.synchronize(self._device)
-        return self._call("cudaHostUnregister", address)
-
-    def _call(self, name: str, *arguments: int) -> int:
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(self._run, name, *arguments).result()
-
-    def _run(self, name: str, *arguments: int) -> int:
-        with torch.cuda.device(self._device):  # else a context on the first device
-            return int(getattr(torch.cuda.cudart(), name)(*arguments))  # type: ignore[no-untyped-call]

@@ -68,5 +68,5 @@ def pack_rows(bucket: int, slots: HasRows, jobs: Sequence[int], steps: Sequence[
     by_row[2, :rows] = [steps[job] for job in row_jobs]
     by_job[0, :count] = jobs
     by_job[1, :count] = steps
-    packed[5 * bucket :].reshape(bucket, 3)[:count] = job_rows
+    packed[5 * bucket :].reshape(bucket, 3)[:count] = np.array(job_rows, np.int32).reshape(count, 3)
     return packed

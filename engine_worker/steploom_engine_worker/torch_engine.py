@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.description import model_info
 from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, MemoryUse, ModelInfo, Pending, Pixels
 from steploom_engine_worker.model import Model, load_model
-from steploom_engine_worker.model_files import embedded_model
+from steploom_engine_worker.model_files import model_root
 from steploom_engine_worker.orders import Orders
 from steploom_engine_worker.preview import fit_latent_colours, latent_colours
 from steploom_engine_worker.slots import Slots, adapter_segments
@@ -41,13 +40,8 @@ def load_torch_engine(config: WorkerConfig) -> TorchEngine:
     device, dtype = device_of(config), getattr(torch, config.dtype)
     if dtype is torch.float16 and device.type == "cpu":
         raise ConfigError("worker.dtype", "is float16, must be float32 or bfloat16 on a CPU")
-    model = load_model(model_root(config), dtype)
+    model = load_model(model_root(config.model), dtype)
     return TorchEngine(model, config.num_slots, config.max_steps, device, dtype, config.merge_adapters)
-
-
-def model_root(config: WorkerConfig) -> Path:
-    """The directory that the settings name, or the embedded model's."""
-    return Path(config.model) if config.model else embedded_model()
 
 
 def device_of(config: WorkerConfig) -> torch.device:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steploom_common.settings import ConfigError
 from steploom_engine_worker import lane
+from steploom_engine_worker.capacity import slots_that_fit
 from steploom_engine_worker.commands import Admit, Command, Picture, Tick, TickDone, TickStatus
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Costs, Done, Job, Pending, Stage
@@ -27,7 +28,6 @@ from steploom_engine_worker.graph_engine import (
     GraphEngine,
     load_graph_engine,
     slot_bytes,
-    slots_that_fit,
 )
 from steploom_engine_worker.graphs import HostRing
 from steploom_engine_worker.lane import Mark, open_lane

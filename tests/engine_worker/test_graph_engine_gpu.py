@@ -247,7 +247,8 @@ def test_the_device_reads_shared_memory_by_itself(
     arena.write(block.input, make_job().pixels)
     pixels = views.picture(block.input, side, side)
     assert torch.from_numpy(pixels).is_pinned()
-    assert half._pinned.start_copy(pixels, half.slots.pixels[1])
+    target = half.slots.pixels[1]
+    assert half._pinned.start_copy(pixels, lambda given: target.copy_(torch.from_numpy(given), non_blocking=True))
     torch.cuda.synchronize()
     assert np.array_equal(half.slots.pixels[1].cpu().numpy(), pixels)
     assert np.abs(draw(half, [make_job(pixels=pixels)])[0].astype(int) - expected).max() <= 1

@@ -13,7 +13,7 @@ import torch
 from steploom_common.arena import Arena, ArenaViews, Block
 from steploom_engine_worker.commands import Admit, Picture, Tick, TickDone, TickStatus
 from steploom_engine_worker.config import FakeConfig, WorkerConfig
-from steploom_engine_worker.engine import HostMemory, Job, Stage
+from steploom_engine_worker.engine import HostMemory, Job, Pixels, Stage
 from steploom_engine_worker.fake_engine import FakeEngine
 from steploom_engine_worker.graph_engine import Buckets, GraphEngine
 from steploom_engine_worker.model import load_model
@@ -70,15 +70,17 @@ def test_a_picture_in_registered_memory_is_copied_from_where_it_lies(tmp_path: P
     block = lent(arena)
     pixels = views.picture(block.input, SIDE, SIDE)
     assert list(host.registered.values()) == [arena.path.stat().st_size]
-    out = torch.zeros(SIDE, SIDE, 3, dtype=torch.uint8)
-    assert pinned.start_copy(pixels, out)
-    assert (out == 7).all()
-    assert not pinned.start_copy(pixels.copy(), out)  # memory of ours, which the device does not know
+    copied: list[Pixels] = []
+    assert pinned.start_copy(pixels, copied.append)
+    assert copied[0] is pixels
+    assert (pixels == 7).all()
+    assert not pinned.start_copy(pixels.copy(), copied.append)  # memory of ours, which the device does not know
     views.picture(lent(arena).input, SIDE, SIDE)
     assert host.notes == ["register"]
     views.close()
     assert (host.notes, host.registered) == (["register", "unregister"], {})
-    assert not pinned.start_copy(pixels, out)
+    assert not pinned.start_copy(pixels, copied.append)
+    assert len(copied) == 1
     arena.close()
 
 
