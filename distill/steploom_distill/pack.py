@@ -39,12 +39,13 @@ INDEX = {
 def pack(run: Path, out: Path, name: str, steps: int, guidance: Guidance) -> None:
     """Write ``run``'s unet, vae, text encoder and tokenizer to ``out`` as float16 safetensors, with a manifest."""
     out.mkdir(parents=True, exist_ok=True)
-    unet = UNet2DConditionModel.from_pretrained(run / "unet")
-    vae = AutoencoderKL.from_pretrained(run / "vae")
+    unet = UNet2DConditionModel.from_pretrained(run / "unet", use_safetensors=True)
+    vae = AutoencoderKL.from_pretrained(run / "vae", use_safetensors=True)
     resolution = int(vae.config["sample_size"])
     unet.half().save_pretrained(out / "unet", max_shard_size="16MB")
     vae.half().save_pretrained(out / "vae")
-    CLIPTextModel.from_pretrained(run / "text_encoder", dtype=torch.float16).save_pretrained(out / "text_encoder")
+    text_encoder = CLIPTextModel.from_pretrained(run / "text_encoder", dtype=torch.float16, use_safetensors=True)
+    text_encoder.save_pretrained(out / "text_encoder")
     build_scheduler().save_pretrained(out / "scheduler")
     _pack_tokenizer(CLIPTokenizer.from_pretrained(run / "tokenizer"), out / "tokenizer")
     (out / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")

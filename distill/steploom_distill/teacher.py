@@ -43,7 +43,8 @@ def train_teacher(config: Config, run: Path, device: torch.device) -> Teacher:
     prepare_device(device)
     settings = config.teacher
     torch.manual_seed(settings.seed)
-    vae = AutoencoderKL.from_pretrained(run / "vae").to(device, memory_format=torch.channels_last).eval()
+    vae = AutoencoderKL.from_pretrained(run / "vae", use_safetensors=True)
+    vae = vae.to(device, memory_format=torch.channels_last).eval()
     tokenizer = train_tokenizer(config.model.vocabulary, config.model.text_tokens)
     teacher = build_teacher(config, tokenizer).to(device)
     teacher.unet.to(memory_format=torch.channels_last)

@@ -22,7 +22,7 @@ def train_vae(config: Config, run: Path, device: torch.device, init: Path | None
     prepare_device(device)
     settings = config.vae
     torch.manual_seed(settings.seed)
-    vae = build_vae(config.model) if init is None else AutoencoderKL.from_pretrained(init)
+    vae = build_vae(config.model) if init is None else AutoencoderKL.from_pretrained(init, use_safetensors=True)
     vae.to(device).to(memory_format=torch.channels_last)
     budget = Budget(settings.minutes * 60, settings.max_steps)
     trainer = Trainer("vae", vae, run, budget, settings.learning_rate, settings.warmup_steps, settings.ema_decay, 0.0)

@@ -186,6 +186,19 @@ async def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+async def test_a_socket_is_its_owners_from_the_moment_on_that_it_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only once its rights have been changed: in between somebody could come in."""
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: None)
+    before = os.umask(0o000)
+    try:
+        bind(grpc.aio.server(), f"unix:{tmp_path}/test.sock")
+        assert stat.S_IMODE((tmp_path / "test.sock").stat().st_mode) & 0o077 == 0
+    finally:
+        assert os.umask(before) == 0o000  # as it was found
+
+
 async def test_another_file_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "precious.txt"
     path.write_text("mine")
