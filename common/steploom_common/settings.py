@@ -11,7 +11,6 @@ import difflib
 import json
 import math
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -224,6 +223,8 @@ def read_toml(path: Path | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
+    import tomllib  # of Python 3.11: what reads no file runs on 3.10, as engines without torch do
+
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:

@@ -32,11 +32,17 @@ class FakeConfig:
 class WorkerConfig:
     """One worker: one device, one model."""
 
-    engine: str = setting("torch", "what runs the model", choices=("torch", "fake"))
+    engine: str = setting("torch", "what runs the model", choices=("torch", "tensorrt", "fake"))
     model: str = setting("", "model directory in diffusers' layout; empty: the embedded avatar-edit")
-    device: str = setting("cpu", "torch device")
+    engines: str = setting(
+        "",
+        "folder of what `steploom build-engine` built, for the tensorrt engine; empty: engines in the model directory",
+    )
+    device: str = setting("cpu", "torch device; the tensorrt engine takes the first GPU where it names none")
     dtype: str = setting(
-        "float32", "type of weights and activations; float16 on a GPU alone", choices=("float32", "bfloat16", "float16")
+        "float32",
+        "type of weights and activations; float16 on a GPU alone; of the tensorrt engine its plans' is taken",
+        choices=("float32", "bfloat16", "float16"),
     )
     threads: int = setting(0, "CPU threads of the engine; 0: all cores", at_least=0, at_most=1024)
     slots: int = setting(
@@ -87,6 +93,8 @@ class WorkerConfig:
                 raise ConfigError(name, f"is {list(buckets)}, must be a rising list of at least one number")
 
     def _check_fp8(self) -> None:
+        if self.engine == "tensorrt":
+            raise ConfigError("fp8", "is of the torch engine: `steploom build-engine --precision` chooses for tensorrt")
         if not self.device.startswith("cuda"):
             raise ConfigError("fp8", f"is {self.fp8!r}, which needs a GPU: device is {self.device!r}")
         if self.dtype == "float32":
