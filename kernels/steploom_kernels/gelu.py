@@ -88,6 +88,25 @@ def _normal_distribution(x: tl.tensor) -> tl.tensor:
     return tl.where(x < 0.0, tail, 1.0 - tail)
 
 
+@jit
+def gelu_values_for_half(x: tl.tensor) -> tl.tensor:
+    """Inside of a kernel: exact GELU in fewer instructions, for results that are rounded to half precision at once.
+
+    Seven terms of the tail's logarithm: its error is at most 7e-6 of the tail as far as x = -6 (least maximum), where
+    half precision rounds by 4.9e-4. An infinite x, which float32 holds only if what made it was not finite, gives not a
+    number.
+    """
+    u = tl.abs(x)
+    power = 6.07261335e-05 + u * -1.79377901e-06
+    power = -0.000923185534 + u * power
+    power = 0.00847684659 + u * power
+    power = -0.0538909371 + u * power
+    power = -0.458541585 + u * power
+    power = -1.15121437 + u * power
+    tail = tl.exp2(-1.0 + u * power)
+    return tl.maximum(x, 0.0) - u * tail  # not a number if x is none: so is u
+
+
 def variants() -> list[Variant]:
     """The compiled forms."""
     return [

@@ -13,6 +13,7 @@ MODULES = (
     "add",
     "attention",
     "geglu",
+    "linear_geglu",
     "gelu",
     "silu",
     "cast",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -418,14 +419,20 @@ def test_a_sweep_measures_plans_and_nothing_else(
     assert main(["--sweep"]) == 0
     assert "usual" not in capsys.readouterr().out
     assert not command.compilers(command._parser().parse_args(["--sweep"]))
+    monkeypatch.setattr(command, "all_plans", lambda: [case("usual_plan", shape="1"), case("other")])
+    for op in ("usual", "usual_plan"):
+        assert main(["--sweep", "--list", "--op", op]) == 0
+        assert capsys.readouterr().out == "usual_plan 1\n"
 
 
 def test_every_plan_is_measured_on_the_shape_that_it_is_for() -> None:
-    shapes = {each.shape.split(" fp16")[0] for each in all_plans()}
-    assert "12 x 4096 to 4096 x 8 heads of 40" in shapes
-    assert "12 x 256 to 77 x 8 heads of 160" in shapes
-    assert "12 x 32x32 x 640" in shapes
-    assert len(shapes) == 6 + 4
+    shapes = {(each.op, each.shape.split(" fp16")[0]) for each in all_plans()}
+    assert ("attention_plan", "12 x 4096 to 4096 x 8 heads of 40") in shapes
+    assert ("attention_plan", "12 x 256 to 77 x 8 heads of 160") in shapes
+    assert ("interleave_plan", "12 x 32x32 x 640") in shapes
+    assert ("linear_geglu_plan", "1 x 64x64 x 320") in shapes
+    counts = Counter(op for op, _ in shapes)
+    assert [counts[f"{op}_plan"] for op in ("attention", "interleave", "linear_geglu")] == [6, 4, 6]
 
 
 def smallest() -> list[Case]:

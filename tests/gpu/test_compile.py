@@ -42,6 +42,34 @@ forms = ({}, {"polynomial": 2}, {"ahead": True})
 variants = [replace(plain, constants={**plain.constants, **form}) for form in forms]
 print(json.dumps([_compile(variant, 90).asm["ptx"] for variant in variants]))
 """
+# The usual plans of `linear_geglu` on Hopper, by descriptors, as Triton compiles them at a launch.
+LINEAR_GEGLU = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from steploom_kernels import linear_geglu as module
+from steploom_kernels.aot import _compile, _resources
+found = []
+for rows in (49152, 256, 64):
+    plan = module._plan(rows, 5120, 2, True)
+    m, n, k = plan[:3]
+    tiles = {"out": f"{m}, {n}", "x": f"{m}, {k}", "weight": f"2, {n}, {k}"}
+    plain = module._variant("fp16", plan)
+    compiled = _compile(replace(
+        plain,
+        kernel=module._linear_geglu_walk_kernel,
+        signature={
+            **{name: kind for name, kind in plain.signature.items() if name != "ragged"},
+            **{name: f"tensordesc<fp16[{tile}]>" for name, tile in tiles.items()},
+        },
+        constants={name: value for name, value in plain.constants.items() if name != "ragged"},
+        aligned=("bias", "width", "inner"),
+    ), 90)
+    cubin = Path(sys.argv[1]) / f"{rows}.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    found.append([plan.residents, plan.num_warps, compiled.metadata.shared, *_resources(cubin), compiled.asm["ptx"]])
+print(json.dumps(found))
+"""
 # Whole pieces of 16 bytes a thread: without them a kernel that only waits for memory is at half its speed.
 WIDE_READ = re.compile(r"ld\.global\S*\.v(4\.b32|2\.b64)")
 WIDE_WRITE = re.compile(r"st\.global\S*\.v(4\.b32|2\.b64)")
@@ -59,7 +87,8 @@ READ_WIDE = {
     "interleave",
     "quantise",
 }
-WRITE_WIDE = READ_WIDE - {"group_moments", "transpose", "quantise"}  # a few numbers, four channels, eight bytes
+# a few numbers, four channels, eight bytes
+WRITE_WIDE = (READ_WIDE | {"linear_geglu"}) - {"group_moments", "transpose", "quantise"}
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +151,27 @@ def test_attention_keeps_its_shares_in_registers_and_takes_each_power_once(atten
     powers = [len(re.findall(r"\bex2\.", ptx)) for ptx in (plain, mixed)]
     scores = 128 * 64 // 256  # a thread's
     assert powers == [scores + 2, scores * 6 // 8 + 2]  # and for two rows what they shrink by
+
+
+def test_linear_geglu_multiplies_the_next_step_while_it_waits_for_the_last(tmp_path: Path) -> None:
+    """And as many programs fit on a multiprocessor as its plan says: 64 Ki registers, 228 KiB of shared memory."""
+    for residents, num_warps, shared, registers, spilled, ptx in json.loads(run(LINEAR_GEGLU, str(tmp_path))):
+        assert spilled == 0
+        assert residents * num_warps * 32 * registers <= 65536
+        assert residents * (shared + 1024) <= 228 * 1024
+        assert ptx.count("cp.async.bulk.tensor.2d.shared") == ptx.count("cp.async.bulk.tensor.3d.shared") > 1
+        assert "cp.async.bulk.tensor.2d.global" in ptx
+        # in the loop one product is left on its way; what ends a tile waits for all
+        assert re.findall(r"wgmma\.wait_group\S*\s+(\d)", ptx)[:2] == ["1", "0"]
+
+
+def test_linear_geglu_by_pointers_too(folder: Path) -> None:
+    (kernel,) = (each for each in read_manifest(folder).kernels if each.name == "linear_geglu_fp16_128x64")
+    ptx = text(folder, kernel)
+    assert re.findall(r"wgmma\.wait_group\S*\s+(\d)", ptx) == ["1", "0"]
+    assert re.search(r"cp\.async\.cg\.shared\.global\S* .*0x10", ptx)
+    assert kernel.registers is not None
+    assert 2 * kernel.threads * kernel.registers <= 65536
 
 
 def text(folder: Path, kernel: Kernel) -> str:

@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def chosen(cases: Sequence[Case], op: str | None, *, is_quick: bool) -> list[Case]:
-    """Those of one operation, or of all; quick: only those of the lowest rank that each operation has."""
-    named = [case for case in cases if op in (None, case.op)]
+    """Those of one operation, or its plans, or all; quick: only those of the lowest rank that each operation has."""
+    named = [case for case in cases if op in (None, case.op, case.op.removesuffix("_plan"))]
     first = {case.op: min(other.rank for other in named if other.op == case.op) for case in named}
     return [case for case in named if not is_quick or case.rank == first[case.op]]
 
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no further case after; default: no bound")
     parser.add_argument("--quick", action="store_true", help="one shape an operation, few repeats, no torch.compile")
     parser.add_argument("--full", action="store_true", help="also torch.compile with max-autotune: takes long")
-    parser.add_argument("--sweep", action="store_true", help="instead: every launch plan of attention and interleave")
+    parser.add_argument("--sweep", action="store_true", help="instead: every launch plan, where there are several")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a table")
     parser.add_argument("--list", action="store_true", help="name the cases in their order")

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from steploom_kernels.bench.case import Case
-from steploom_kernels.bench.cases import activations, adapters, attention, engine, fp8, norms, slots, upsampling
+from steploom_kernels.bench.cases import (
+    activations,
+    adapters,
+    attention,
+    engine,
+    feed_forward,
+    fp8,
+    norms,
+    slots,
+    upsampling,
+)
 
 
 def all_cases() -> list[Case]:
     """Every case of every family."""
-    families = (norms, attention, activations, upsampling, fp8, adapters, engine, slots)
+    families = (norms, attention, activations, feed_forward, upsampling, fp8, adapters, engine, slots)
     return [case for family in families for case in family.cases()]
 
 
 def all_plans() -> list[Case]:
     """Every launch plan that might be the best, where there are several."""
-    return [*attention.sweep(), *upsampling.sweep()]
+    return [*attention.sweep(), *feed_forward.sweep(), *upsampling.sweep()]
