@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from steploom_engine_worker.adapter import AdaptedUNet, Adapter, linear_maps, merged_unet
+from steploom_engine_worker.fused import maps
 from steploom_engine_worker.fused.unet import FusedUNet, cannot_fuse
 from steploom_engine_worker.model import load_model
 from steploom_engine_worker.model_files import embedded_model
 from steploom_kernels.gather_rows import NO_ADAPTER, RowScalars
+from steploom_kernels.linear_geglu import linear_geglu
 
 TOLERANCE = 2e-4  # of float32: sums in another order
 
@@ -138,6 +140,44 @@ def test_merged_weights_take_only_the_guidance_embedding(unet: Any) -> None:
     rows = RowScalars(times, torch.zeros(2, dtype=torch.int32), torch.ones(2), adapted.gates.scales)
     got = FusedUNet(merged_unet(unet, adapter), [adapter], are_merged=True)(sample, times, text, rows)
     torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE)
+
+
+@torch.inference_mode()
+def test_a_product_and_geglu_are_one_launch_where_nothing_comes_between(
+    unet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter's change comes between, in the layers that it changes and unless it is merged; and so does what makes
+    floats of 8 bits."""
+    weights: list[int] = []
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        weights.append(weight.data_ptr())
+        return linear_geglu(x, weight, bias)
+
+    monkeypatch.setattr(maps, "linear_geglu", counted)
+    names = [name for name, _ in linear_maps(unet)]
+    hidden = [name for name in names if name.endswith("ff.net.0.proj")]
+    sample, times, text = inputs(unet, 2)
+    rows = RowScalars(
+        times, torch.tensor([NO_ADAPTER, 0], dtype=torch.int32), torch.tensor([0.0, 1.0]), torch.ones(2, 2)
+    )
+
+    def launches(changed: list[str], gates: RowScalars | None, **options: Any) -> int:
+        weights.clear()
+        adapter = random_adapter(unet, 6, rank=2, names=changed, has_guidance=False)
+        FusedUNet(unet, [adapter], **options)(sample, times, text, gates)
+        assert len(set(weights)) == len(weights)
+        return len(weights)
+
+    attention = [name for name in names if "attn" in name]
+    assert len(hidden) > 4
+    assert launches(names, None) == len(hidden)
+    assert launches(names, rows) == 0
+    assert launches(attention, rows) == len(hidden)
+    assert launches([*attention, hidden[0]], rows) == len(hidden) - 1
+    assert launches(names, rows, are_merged=True) == len(hidden)
+    narrow = [hidden[1], hidden[2].replace("ff.net.0.proj", "ff.net.2")]
+    assert launches(names, None, input_scales=dict.fromkeys(narrow, 1.0)) == len(hidden) - 2
 
 
 @pytest.mark.parametrize(

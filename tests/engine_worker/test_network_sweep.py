@@ -139,6 +139,7 @@ def test_without_a_gpu_it_says_so(main: Callable[[list[str]], int], capsys: pyte
         ("_moments_kernel", "group norm"),
         ("_layer_norm_kernel", "layer norm"),
         ("_geglu_kernel", "GEGLU"),
+        ("_linear_geglu_walk_kernel", "product with GEGLU"),
         ("_gated_lora_kernel", "adapters"),
         ("_add_kernel", "addition"),
         ("_quantise_kernel", "quantisation"),

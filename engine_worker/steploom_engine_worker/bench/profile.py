@@ -15,6 +15,7 @@ _KINDS: Mapping[str, str] = {
     "convolution": r"conv|fprop|wgrad|implicit|xmma_f",
     "group norm": r"group_norm|_moments_kernel|_apply_kernel|_whole_kernel|RowwiseMoments|GroupNorm",
     "layer norm": r"layer_norm|LayerNorm",
+    "product with GEGLU": r"linear_geglu",
     "GEGLU": r"geglu",
     "adapters": r"lora|gated_up",
     "quantisation": r"quantise",

@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from steploom_engine_worker.fused.maps import Gates, Maps, tokens
 from steploom_kernels.add import add
-from steploom_kernels.geglu import geglu
 from steploom_kernels.group_norm import group_norm
 from steploom_kernels.layer_norm import layer_norm
 
@@ -255,9 +254,8 @@ class TransformerLayer(nn.Module):
         rows = tick.rows
         self.attn1.add_to(x, self.norm1(x, self.attn1.query.wants(rows)), tick)
         self.attn2.add_to(x, self.norm2(x, self.attn2.query.wants(rows)), tick)
-        hidden = self.hidden(self.norm3(x, self.hidden.wants(rows)), rows, self.hidden_bias)
-        n, count, _ = hidden.shape
-        return self.out.add_to(x, geglu(hidden.flatten(0, 1), scale=self.out.wants(rows)).view(n, count, -1), rows)
+        inner = self.norm3(x, self.hidden.wants(rows))
+        return self.out.add_to(x, self.hidden.geglu(inner, rows, self.hidden_bias, self.out.wants(rows)), rows)
 
 
 class Transformer(nn.Module):

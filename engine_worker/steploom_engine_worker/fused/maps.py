@@ -20,7 +20,9 @@ from steploom_kernels.add import add
 from steploom_kernels.fp8 import E4M3, MULTIPLE, quantise, quantise_channels, scaled_linear
 from steploom_kernels.gated_lora import MAX_RANK, gated_lora, gated_up
 from steploom_kernels.gather_rows import RowScalars
+from steploom_kernels.geglu import geglu
 from steploom_kernels.interleave import interleave, phase_weights
+from steploom_kernels.linear_geglu import linear_geglu
 
 Gates = RowScalars | None
 
@@ -84,6 +86,17 @@ class Dense(nn.Module):
         self._change(y, x, rows)
         return y
 
+    def geglu(self, x: Tensor, rows: Gates, bias: Tensor, scale: float | None) -> Tensor:
+        """GEGLU of the product of x plus a bias: [rows, tokens, out / 2], quantised where there is a scale.
+
+        One launch where nothing else is to be done: no adapter's change between, and no quantising after. Then the
+        product is not rounded before GEGLU, where there are kernels for it.
+        """
+        is_model_s_alone = rows is None or not len(self.changes)
+        if is_model_s_alone and scale is None:
+            return linear_geglu(x.flatten(0, 1), self.weight, bias).view(*x.shape[:2], -1)
+        return _geglu(self(x, rows, bias), scale)
+
     def add_to(self, total: Tensor, x: Tensor, rows: Gates) -> Tensor:
         """Adds the product to total [rows, tokens, out], in place: no pass over memory but the product's own."""
         total.view(-1, total.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), self.weight.t())
@@ -145,6 +158,10 @@ class EightBitDense(nn.Module):
         self._change(y, x, rows)
         return y
 
+    def geglu(self, x: Tensor, rows: Gates, bias: Tensor, scale: float | None) -> Tensor:
+        """GEGLU of the product of x plus a bias: [rows, tokens, out / 2], quantised where there is a scale."""
+        return _geglu(self(x, rows, bias), scale)
+
     def add_to(self, total: Tensor, x: Tensor, rows: Gates) -> Tensor:
         """Adds the product to total [rows, tokens, out], in place: torch's product cannot, so it takes a pass."""
         codes = x if x.dtype == E4M3 else quantise(x, self.scale)
@@ -157,6 +174,11 @@ class EightBitDense(nn.Module):
         if rows is not None:
             for change in self.changes:
                 change(y, x, rows)
+
+
+def _geglu(y: Tensor, scale: float | None) -> Tensor:
+    """Of y [rows, tokens, columns]."""
+    return geglu(y.flatten(0, 1), scale=scale).view(*y.shape[:2], -1)
 
 
 class Convolution(nn.Module):
