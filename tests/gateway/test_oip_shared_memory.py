@@ -215,7 +215,7 @@ async def test_a_picture_goes_in_and_out_through_memory(
     size = len(data) if raw else SIZE - 16  # a region may be larger than the element in it
     answer = await stub_of(sharing).ModelInfer(shared_request(0, raw, image=placed("i", size, 16)))
     (output,) = answer.outputs
-    assert not answer.raw_output_contents
+    assert list(answer.raw_output_contents) == [b""]
     written = output.parameters["shared_memory_byte_size"].int64_param
     assert output.parameters["shared_memory_region"].string_param == "o"
     result = outside.read_bytes()[:written]
