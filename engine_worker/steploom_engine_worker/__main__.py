@@ -18,7 +18,7 @@ from steploom_common.rpc import BindError, Shutdown
 from steploom_common.settings import ConfigError, read_section, replace
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.errors import EXIT_FATAL, ModelError, is_fatal
-from steploom_engine_worker.launch import build_engine
+from steploom_engine_worker.launch import build_engine, check_machine
 from steploom_engine_worker.server import WorkerServer
 
 log = logging.getLogger("steploom_engine_worker")
@@ -39,8 +39,12 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="steploom_engine_worker", description="Runs the model of one device.")
     parser.add_argument("--config", type=Path, help="steploom.toml; its table [worker] is read")
-    parser.add_argument("--listen", required=True, help="address: unix:/path/worker.sock or host:port")
-    parser.add_argument("--engine", help="overrides worker.engine: torch or fake")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--listen", help="address: unix:/path/worker.sock or host:port")
+    what.add_argument(
+        "--check", action="store_true", help="say whether this machine has what the engine needs, and end"
+    )
+    parser.add_argument("--engine", help="overrides worker.engine: torch, tensorrt or fake")
     parser.add_argument("--model", help="overrides worker.model: a model directory")
     return parser
 
@@ -50,6 +54,9 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         config = read_section(arguments.config, "worker", WorkerConfig)
         config = replace(config, engine=arguments.engine, model=arguments.model)
+        if arguments.check:
+            check_machine(config)
+            return 0
         has_ended = asyncio.run(_serve(config, arguments.listen))
     except Exception as error:
         if is_fatal(error):  # also where a model could not be read for want of memory

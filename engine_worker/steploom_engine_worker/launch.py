@@ -23,6 +23,18 @@ def build_engine(config: WorkerConfig) -> tuple[Engine, Costs]:
     return engine, warm_up(engine, config)
 
 
+def check_machine(config: WorkerConfig) -> None:
+    """Asks this machine whether a worker of these settings would come up, as far as is seen in a moment.
+
+    Raises:
+        ConfigError: it would not; says what to install or to run.
+    """
+    if config.engine == "tensorrt":
+        from steploom_engine_worker.tensorrt.load import check_tensorrt
+
+        check_tensorrt(config)
+
+
 def _cold_engine(config: WorkerConfig) -> Engine:
     if config.engine == "fake":
         return FakeEngine(config)

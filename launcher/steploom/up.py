@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from steploom_common.settings import ConfigError, to_toml
 
 log = logging.getLogger(__name__)
 
+_CHECK_S = 120.0  # for a look at the machine, libraries of a GPU included
 _NAME_WIDTH = 9  # of the prefix of a log line: "worker-99"
 
 
@@ -64,9 +66,25 @@ def _run_locked(config: SteploomConfig, runtime: RuntimeDir, ready: Callable[[],
     except OSError as error:
         raise ConfigError("up.runtime_dir", f"{error.filename} cannot be used: {error.strerror}") from None
     try:
+        _check_machine(planned, config, runtime)
         return asyncio.run(_supervise(planned, config, prepare, ready))
     finally:
         runtime.clear()
+
+
+def _check_machine(planned: Plan, config: SteploomConfig, runtime: RuntimeDir) -> None:
+    """Asks for what workers need before any service is started; in a process of its own: a GPU is let go when it ends.
+
+    Raises:
+        CommandError: this machine does not have it.
+    """
+    if config.worker.engine != "tensorrt" or not planned.workers or config.batcher.workers:
+        return
+    command = [sys.executable, "-P", "-m", "steploom_engine_worker", "--config", str(runtime.config_file), "--check"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=_CHECK_S)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"the check ended with {done.returncode}"]
+        raise CommandError(lines[-1].removeprefix("error: "), ExitCode.USAGE)
 
 
 async def _supervise(

@@ -348,7 +348,7 @@ def load_driver() -> Any:
     except ImportError as error:
         raise NoCuda(f"cuda-python cannot be imported ({error}): {INSTALL}") from None
     try:
-        (code,) = driver.cuInit(0)
+        code = driver.cuInit(0)[0]
     except Exception as error:  # a module that cannot find the driver's library raises a class of its own
         raise NoCuda(f"NVIDIA's driver is not on this machine: {str(error).splitlines()[0]}") from None
     if int(code) != _SUCCESS:

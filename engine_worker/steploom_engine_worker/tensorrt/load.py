@@ -22,6 +22,7 @@ from steploom_engine_worker.tensorrt.machine import (
     device_index,
     engines_folder,
     find_machine,
+    find_problem,
 )
 from steploom_engine_worker.tensorrt.networks import TEXT_ENCODER, Networks
 from steploom_engine_worker.tensorrt.plan_store import REBUILD, PlanError
@@ -38,6 +39,19 @@ def build_tensorrt_engine(config: WorkerConfig, finders: Finders | None = None) 
     engine = load_tensorrt_engine(config, finders)
     built = {f"{stage.name.lower()}_buckets": tuple(buckets) for stage, buckets in engine.buckets.items()}
     return engine, warm_up(engine, replace(config, **built))
+
+
+def check_tensorrt(config: WorkerConfig, finders: Finders | None = None) -> None:
+    """Asks this machine for all that the engine needs but the model and the plans themselves.
+
+    Raises:
+        ConfigError: something is missing or does not fit; says what to install or to run.
+    """
+    problem = find_problem(
+        engines_folder(model_root(config.model), config.engines), device_index(config.device), finders
+    )
+    if problem:
+        raise ConfigError("worker.engine", f"is 'tensorrt', but {problem}")
 
 
 def load_tensorrt_engine(config: WorkerConfig, finders: Finders | None = None) -> TensorRTEngine:

@@ -97,5 +97,5 @@ def find_problem(folder: Path, index: int, finders: Finders | None = None) -> st
     for plan in machine.store.plans:
         problem = foreign(plan, flavour.name, flavour.version, capability)
         if problem:
-            return f"the engine of {plan} {problem}"
+            return f"the engine of {plan} {problem}; {REBUILD}"
     return ""
