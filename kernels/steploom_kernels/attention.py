@@ -17,6 +17,8 @@ before the powers of this one are taken (arXiv 2407.08608, section 3.2), so that
 
 The plan depends on a head's width and the number of tokens, never on the number of pictures: a picture's result is the
 same in any batch, bit for bit.
+
+On Hopper some shapes have a kernel of their own: `hopper_attention`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from steploom_kernels import hopper_attention
 from steploom_kernels.checks import NETWORK_TYPES, require_array, require_dtype, require_shape
 from steploom_kernels.jit import Variant, cdiv, jit, runs_on_triton, tl
 
@@ -50,6 +53,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ou
         ValueError: on a GPU, an argument is of another shape, type or layout.
     """
     if runs_on_triton(q):
+        _check(q, k, v, scale)
+        if hopper_attention.fits(q, k, v):
+            _check_out(out, q)
+            return hopper_attention.attention_hopper(q, k, v, scale=scale, out=out)
         return attention_triton(q, k, v, scale=scale, out=out)
     values = attention_reference(q, k, v, scale=scale)
     return values if out is None else out.copy_(values)
@@ -92,9 +99,9 @@ def attention_triton(
     """`attention` as one launch; another plan than the usual one is for measurements."""
     rows, tokens_q, heads, width = _check(q, k, v, scale)
     tokens_k = k.shape[1]
+    _check_out(out, q)
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    require_array("out", out, [q.dtype], *q.shape)
     if not out.numel():
         return out
     plan = plan or _plan(width, tokens_q, tokens_k, q.dtype.itemsize)
@@ -128,6 +135,11 @@ def _check(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> tuple[int, i
     if scale is not None and not scale > 0.0:
         raise ValueError(f"scale is {scale}, must be positive")
     return rows, tokens_q, heads, width
+
+
+def _check_out(out: Tensor | None, q: Tensor) -> None:
+    if out is not None:
+        require_array("out", out, [q.dtype], *q.shape)
 
 
 # Values of half precision in 16 bytes. Strides are given in such pieces: that they are whole ones is then known.

@@ -14,6 +14,8 @@ from steploom_kernels.attention import attention, attention_reference, attention
 from steploom_kernels.bench import rivals
 from steploom_kernels.bench.case import TOLERANCES, Case
 from steploom_kernels.bench.shapes import UNET, normal
+from steploom_kernels.hopper_attention import HOPPER_WIDTHS, HopperPlan, attention_hopper
+from steploom_kernels.hopper_attention import candidate_plans as hopper_plans
 
 _VALUE = 2  # bytes, of half precision
 _HEADS = 8
@@ -43,6 +45,23 @@ def sweep() -> Iterator[Case]:
                 shape = f"{usual.shape}, {name}, {plan.polynomial}/8 by polynomial{', ahead' if plan.ahead else ''}"
                 run = partial(attention_triton, plan=plan)
                 yield replace(usual, op="attention_plan", shape=shape, run=run, rivals={})
+        if width in HOPPER_WIDTHS:
+            usual = _attention(_ROWS[0], level.tokens, level.tokens, width, index)
+            for form in hopper_plans(width):
+                run = partial(attention_hopper, plan=form)
+                yield replace(usual, op="attention_plan", shape=f"{usual.shape}, {_hopper(form)}", run=run, rivals={})
+
+
+def _hopper(plan: HopperPlan) -> str:
+    beside = ("nothing", "sums", "scores")[plan.beside]
+    words = [
+        f"Hopper: {plan.groups} groups, {plan.block_n} keys, {plan.stages} stages, {beside} beside powers",
+        f"parts {plan.k_parts} and {plan.v_parts}, {plan.polynomial}/8 by polynomial",
+        *["queries shared"] * plan.q_shared,
+        *["sums by products"] * plan.ones,
+        *["a program a block"] * (not plan.stays),
+    ]
+    return ", ".join(words)
 
 
 def _attention(rows: int, queries: int, keys: int, width: int, rank: int) -> Case:
