@@ -81,10 +81,12 @@ def _check_machine(planned: Plan, config: SteploomConfig, runtime: RuntimeDir) -
     if config.worker.engine != "tensorrt" or not planned.workers or config.batcher.workers:
         return
     command = [sys.executable, "-P", "-m", "steploom_engine_worker", "--config", str(runtime.config_file), "--check"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=_CHECK_S)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"the check ended with {done.returncode}"]
-        raise CommandError(lines[-1].removeprefix("error: "), ExitCode.USAGE)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=_CHECK_S)
+    except subprocess.TimeoutExpired:
+        return
+    if done.returncode == ExitCode.USAGE:  # what else ends it may pass: a worker is started again
+        raise CommandError(done.stderr.strip().splitlines()[-1].removeprefix("error: "), ExitCode.USAGE)
 
 
 async def _supervise(

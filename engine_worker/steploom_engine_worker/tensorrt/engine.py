@@ -40,6 +40,7 @@ from steploom_engine_worker.tensorrt.host import Host
 from steploom_engine_worker.tensorrt.kernels import Kernels
 from steploom_engine_worker.tensorrt.networks import TEXT_ENCODER, UNET, VAE_DECODER, VAE_ENCODER, Networks
 from steploom_engine_worker.tensorrt.plan_store import REBUILD, PlanError
+from steploom_engine_worker.tensorrt.runtime import TensorRTError
 from steploom_engine_worker.tensorrt.slots import Slots
 from steploom_engine_worker.tensorrt.tick import (
     DecodeGraph,
@@ -236,10 +237,11 @@ class TensorRTEngine:
         try:
             self._make(recording)
         except Exception as error:
-            if is_fatal(error) and not isinstance(error, OutOfDeviceMemory):  # a refusal of memory has broken nothing
+            # who has no memory to give, or refuses, has broken nothing, whatever the words
+            if is_fatal(error) and not isinstance(error, (OutOfDeviceMemory, TensorRTError)):
                 raise
+            self._on.synchronise()  # a device that is lost says so
             log.warning("%s is not recorded, larger ones serve in its place: %s", recording, error)
-            self._lane(recording.stage).stream.wait()
             self._readiness.drop(recording)
             return {}
         log.debug("%s recorded, %.1f ms", recording, self._seconds[recording] * 1e3)

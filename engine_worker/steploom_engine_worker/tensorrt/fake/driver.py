@@ -149,6 +149,8 @@ class FakeDriver:
                 except _Failed as failed:
                     if failed.code in _LASTING:
                         self._lost = failed.code
+                    if name == "cuStreamEndCapture":  # it is over all the same
+                        self._object(arguments[0], _Stream).recorded = None
                     return (failed.code, None)
             return (Code.CUDA_SUCCESS,) if result is None else (Code.CUDA_SUCCESS, *_tuple(result))
 
