@@ -49,7 +49,8 @@ def prepare(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     venv.create(home / "venv", with_pip=False)
-    _run([sys.executable, "-m", "pip", "--python", str(_python(home)), "install", "--quiet", *PACKAGES])
+    pip = [sys.executable, "-m", "pip", "--python", str(_python(home)), "--retries", "1", "--timeout", "15"]
+    _run([*pip, "install", "--quiet", *PACKAGES])
     complete.write_text(wanted)
 
 
