@@ -60,6 +60,10 @@ def export(
         ExportError: Triton is missing or only interprets, a variant contradicts its kernel, or does not compile to
             what a launch without Triton can give it.
     """
+    if not HAS_TRITON:
+        raise ExportError("Triton is not installed")
+    variants = list(variants)
+    _refuse_interpreted(variants)
     import triton
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -271,10 +275,7 @@ def _architectures(text: str) -> tuple[int, ...]:
 
 
 def _chosen(only: str | None, architectures: Sequence[int]) -> list[Variant]:
-    if not HAS_TRITON:
-        raise ExportError("Triton is not installed")
     variants = list(all_variants())
-    _refuse_interpreted(variants)
     known = [variant.name for variant in variants]
     if only is None:
         return variants

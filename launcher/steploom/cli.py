@@ -80,6 +80,22 @@ class Sampler(StrEnum):
     DPMPP_2M = "dpmpp_2m"
 
 
+class Precision(StrEnum):
+    """What an engine computes in."""
+
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class NetworkName(StrEnum):
+    """A network of a model."""
+
+    TEXT_ENCODER = "text_encoder"
+    VAE_ENCODER = "vae_encoder"
+    UNET = "unet"
+    VAE_DECODER = "vae_decoder"
+
+
 class Format(StrEnum):
     """How the configuration is printed."""
 
@@ -92,7 +108,7 @@ def up(
     config: ConfigFile = None,
     listen: Annotated[str | None, typer.Option(help="host:port of the gateway; port 0: a free one.")] = None,
     metrics_listen: Annotated[str | None, typer.Option(help="host:port of the metrics; empty: none.")] = None,
-    engine: Annotated[str | None, typer.Option(help="torch, or fake for tests of the rest.")] = None,
+    engine: Annotated[str | None, typer.Option(help="torch, tensorrt, or fake for tests of the rest.")] = None,
     model: Annotated[str | None, typer.Option(help="Model directory; default: the embedded model.")] = None,
     workers: Annotated[int | None, typer.Option(help="Engine workers to start, one a device.")] = None,
     runtime_dir: RuntimeFolder = None,
@@ -216,6 +232,61 @@ def evaluate(
         require_bars=require_bars,
     )
     raise typer.Exit(run_eval(options))
+
+
+@app.command("build-engine")
+def build_engine(
+    model: Annotated[
+        Path | None, typer.Argument(help="Model directory; default: the embedded model.", show_default=False)
+    ] = None,
+    buckets: Annotated[str, typer.Option(help="Rows of a denoise tick, an engine each.")] = "1,3,6,12",
+    encode_buckets: Annotated[str, typer.Option(help="Jobs of an encode tick.")] = "1,4",
+    decode_buckets: Annotated[str, typer.Option(help="Jobs of a decode tick.")] = "1,4",
+    precision: Annotated[Precision, typer.Option(help="Of weights and activations.")] = Precision.FP16,
+    out: Annotated[Path | None, typer.Option(help="Folder of the engines; default: MODEL/engines.")] = None,
+    compute_capability: Annotated[
+        str | None,
+        typer.Option(help="Of the GPU, as in 8.9; default: of the one here. With tensorrt_rtx none need be here."),
+    ] = None,
+    only: Annotated[
+        list[NetworkName] | None, typer.Option(help="This network alone; may be given again. Default: all.")
+    ] = None,
+    one_engine: Annotated[
+        bool,
+        typer.Option(
+            "--one-engine",
+            help="One engine a network with a profile a bucket, not one a bucket: weights are in memory once.",
+        ),
+    ] = False,
+    optimization_level: Annotated[
+        int, typer.Option("--level", min=0, max=5, help="How long the builder looks for faster kernels.")
+    ] = 3,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Hold the exported networks against torch on the CPU.")
+    ] = True,
+) -> None:
+    """Build TensorRT engines of MODEL, for workers with `engine = "tensorrt"`.
+
+    Engines that are there and fit are kept; what is stale, damaged or from elsewhere is built again.
+
+    Needs a TensorRT: see docs/tensorrt.md.
+    """
+    from steploom.build_engine import BuildOptions, run_build_engine
+
+    options = BuildOptions(
+        model=model,
+        buckets=buckets,
+        encode_buckets=encode_buckets,
+        decode_buckets=decode_buckets,
+        precision=precision.value,
+        out=out,
+        compute_capability=compute_capability,
+        only=[network.value for network in only or ()],
+        one_engine=one_engine,
+        optimization_level=optimization_level,
+        check=check,
+    )
+    run_build_engine(options)
 
 
 @app.command()

@@ -43,6 +43,9 @@ class Notes:
     def dropped(self, what: str, reason: str) -> None:
         self.lines.append(f"dropped {what}: {reason}")
 
+    def compiled(self) -> None:
+        self.lines.append("compiled")
+
     def exported(self, graph: Graph, seconds: float) -> None:
         log.info("%s: %d nodes, %d after folding", graph.network.name, graph.nodes_before, graph.nodes_after)
 
@@ -84,6 +87,7 @@ def store(flavour: Flavour, notes: Notes, tmp_path_factory: pytest.TempPathFacto
         unet_buckets=BUCKETS,
         encode_buckets=BUCKETS,
         decode_buckets=BUCKETS,
+        has_companions=False,
     )
     return build_engines(request, flavour, notes)
 
@@ -148,7 +152,15 @@ def test_plans_hold_the_weights(store: PlanStore) -> None:
 def request_of_text(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Request:
     """The network that is quickest to build."""
     folder = tmp_path_factory.mktemp("text")
-    return Request(tiny_model_dir, folder, ADA, encode_buckets=BUCKETS, networks=("text_encoder",), is_checked=False)
+    return Request(
+        tiny_model_dir,
+        folder,
+        ADA,
+        encode_buckets=BUCKETS,
+        networks=("text_encoder",),
+        is_checked=False,
+        has_companions=False,
+    )
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import Protocol
 import torch
 
 from steploom_engine_worker.export.check import TOLERANCES, check
+from steploom_engine_worker.export.companions import OLDEST_GPU, write_companions
 from steploom_engine_worker.export.networks import NETWORKS, UNET, VAE_DECODER, network
 from steploom_engine_worker.export.onnx_graph import Graph, export
 from steploom_engine_worker.model import Model, load_model
@@ -63,6 +64,7 @@ class Request:
     networks: Sequence[str] = NETWORKS  # those alone are built
     is_shared: bool = False  # one engine a network with a profile a bucket, rather than one a bucket
     is_checked: bool = True  # graphs are held against torch
+    has_companions: bool = True  # what a worker needs beside the engines is written too
     settings: BuildSettings = field(default_factory=BuildSettings)
 
     def buckets(self, name: str) -> list[tuple[int, ...]]:
@@ -79,6 +81,9 @@ class Reporter(Protocol):
 
     def dropped(self, what: str, reason: str) -> None:
         """Engines that are there are of no use."""
+
+    def compiled(self) -> None:
+        """The Triton kernels were."""
 
     def exported(self, graph: Graph, seconds: float) -> None:
         """A network is a graph."""
@@ -100,9 +105,12 @@ def build_engines(request: Request, flavour: Flavour, reporter: Reporter) -> Pla
         ModelError: the model directory is wrong.
         ValueError: the flavour cannot do what is asked for.
         ExportError: a network cannot be exported, or its graph is not what torch gives.
+        aot.ExportError: kernels cannot be compiled.
         BuildError: TensorRT fails.
     """
     problem = flavour.cannot_target(request.capability)
+    if not problem and request.capability < OLDEST_GPU:
+        problem = "compute capability {}.{} is too old, must be {}.{} or later".format(*request.capability, *OLDEST_GPU)
     if not problem and request.precision not in flavour.precisions:
         problem = f"{flavour} builds {' and '.join(flavour.precisions)}, not {request.precision}"
     if problem:
@@ -121,6 +129,8 @@ class _Build:
 
     def run(self) -> PlanStore:
         store = self._old_store()
+        if self._request.has_companions:
+            self._write_companions(store)
         for name in self._request.networks:
             missing = []
             for buckets in self._request.buckets(name):
@@ -137,6 +147,11 @@ class _Build:
         store = self._without_others(store)
         store.write()
         return store
+
+    def _write_companions(self, store: PlanStore) -> None:
+        request = self._request
+        if write_companions(store.folder, store.kernels, self._model, request.precision, request.capability):
+            self._reporter.compiled()
 
     def _old_store(self) -> PlanStore:
         """What the folder holds of this model in this precision."""

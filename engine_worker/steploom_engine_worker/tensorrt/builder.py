@@ -74,6 +74,7 @@ def build(
     settings: BuildSettings | None = None,
     timing_cache: Path | None = None,
     watcher: Watcher | None = None,
+    hear: Callable[[str], None] | None = None,
 ) -> Built:
     """Builds an engine.
 
@@ -85,6 +86,7 @@ def build(
         settings: of the builder.
         timing_cache: a file that is read where it exists, and kept.
         watcher: sees the build advance, where the builder tells.
+        hear: is given every line of TensorRT's log, the most talkative ones too.
 
     Raises:
         BuildError: the graph cannot be read or built.
@@ -94,7 +96,7 @@ def build(
     if problem:
         raise ValueError(problem)
     trt = flavour.module
-    log = _logger(trt)
+    log = _logger(trt, hear)
     builder = trt.Builder(log)
     if not builder:
         raise BuildError(f"{flavour} gives no builder: {log.said()}")
@@ -134,9 +136,6 @@ def _network_flags(flavour: Flavour) -> int:
 
 def _parse(trt: Any, network: Any, log: Any, graph: Path) -> Any:
     parser = trt.OnnxParser(network, log)
-    native = getattr(trt.OnnxParserFlag, "NATIVE_INSTANCENORM", None) if hasattr(trt, "OnnxParserFlag") else None
-    if native is not None:
-        parser.set_flag(native)  # 8.6 would take a plugin that needs cuDNN
     if not parser.parse_from_file(str(graph)) or not network.num_outputs:
         said = "; ".join(str(parser.get_error(number)) for number in range(parser.num_errors))
         raise BuildError(f"{graph}: cannot be read: {said or log.said()}")
@@ -169,13 +168,16 @@ def _configure(
 
 
 def _keep_float32(trt: Any, network: Any) -> None:
-    """Layers that the graph has in float32 stay so: half precision would lose the phases of timesteps."""
-    kept_apart = (trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.CAST)
+    """What the graph computes in float32 of float32 inputs stays so: half precision would lose a timestep's phases."""
+    inputs = [network.get_input(number) for number in range(network.num_inputs)]
+    wide = {item.name for item in inputs if item.dtype == trt.float32}
     for number in range(network.num_layers):
         layer = network.get_layer(number)
+        read = {item.name for item in map(layer.get_input, range(layer.num_inputs)) if item is not None}
         outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
-        if layer.type in kept_apart or any(output.dtype != trt.float32 for output in outputs):
+        if not wide & read or any(item.dtype != trt.float32 for item in outputs):
             continue
+        wide |= {item.name for item in outputs}
         layer.precision = trt.float32
         for index in range(layer.num_outputs):
             layer.set_output_type(index, trt.float32)
@@ -240,7 +242,7 @@ def _type_name(trt: Any, dtype: Any) -> str:
     raise BuildError(f"the graph has an input or output of type {dtype}, which no engine is driven with")
 
 
-def _logger(trt: Any) -> Any:
+def _logger(trt: Any, hear: Callable[[str], None] | None) -> Any:
     """Keeps what TensorRT says of errors, for the exception that comes of them."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
@@ -249,6 +251,8 @@ def _logger(trt: Any) -> Any:
             self.errors: list[str] = []
 
         def log(self, severity: Any, text: str) -> None:
+            if hear is not None:
+                hear(text)
             if severity <= trt.ILogger.ERROR and len(self.errors) < _MOST_MESSAGES:
                 self.errors.append(text)
 
