@@ -166,6 +166,8 @@ def _compile(variant: Variant, architecture: int) -> Any:
         attrs={(positions[name],): [["tt.divisibility", 16]] for name in variant.aligned},
     )
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
+    if variant.max_registers:
+        options["maxnreg"] = variant.max_registers
     with knobs.compilation.scope():
         knobs.compilation.disable_line_info = True  # else the paths of this machine stand in every cubin
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["HAS_TRITON", "Variant", "cdiv", "jit", "runs_on_triton", "tl"]
+__all__ = ["HAS_TRITON", "INTERPRETED", "Variant", "cdiv", "constant", "jit", "runs_on_triton", "tl"]
 
 try:
     import triton
@@ -28,6 +28,23 @@ except ModuleNotFoundError:  # a CPU host: nothing is launched
         return -(-total // part)
 
 
+@jit
+def _nothing() -> None:
+    pass
+
+
+_IS_COMPILED = HAS_TRITON and type(_nothing).__name__ == "JITFunction"
+
+
+def constant(value: Any) -> Any:
+    """What kernels may read though it is no argument. For Triton's compiler that is of a type of its own."""
+    return tl.constexpr(value) if _IS_COMPILED else value
+
+
+# Whether kernels run in Triton's interpreter, which knows no assembler: kernels may branch by it.
+INTERPRETED = constant(not _IS_COMPILED)
+
+
 def runs_on_triton(tensor: Any) -> bool:
     """Whether an operation on this tensor is launched as a Triton kernel: on a GPU, where Triton is."""
     return HAS_TRITON and bool(tensor.is_cuda)
@@ -45,4 +62,5 @@ class Variant:
     aligned: tuple[str, ...] = ()  # pointers and integers that are multiples of 16
     num_warps: int = 4
     num_stages: int = 3
+    max_registers: int = 0  # of a thread; 0: the compiler's choice
     lowest: int = 0  # architecture that has what it uses: 89 for floats of 8 bits; it is compiled for no lower one
