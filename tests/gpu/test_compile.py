@@ -24,9 +24,10 @@ from steploom_kernels.aot import export
 from steploom_kernels.operations import all_variants
 one, two, eight = {}, {}, {}
 for variant in all_variants():
-    one.setdefault(variant.kernel, variant)
+    form = variant.kernel, variant.constants.get("measures"), variant.constants.get("applies")
+    one.setdefault(form, variant)
     if variant.constants.get("border"):
-        two[variant.kernel] = variant
+        two[form] = variant
     if variant.constants.get("quantised"):
         eight.setdefault(variant.kernel, variant)
 export([*one.values(), *two.values(), *eight.values()], [90], Path(sys.argv[1]), print)

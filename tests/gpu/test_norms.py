@@ -8,8 +8,9 @@ from kernel_checks import cast_error
 from torch import Tensor
 from torch.nn import functional
 
-from steploom_kernels import group_norm as module
-from steploom_kernels.group_norm import group_norm, group_norm_reference, group_norm_triton
+from steploom_kernels import group_norm_plans as plans
+from steploom_kernels.group_norm import group_norm, group_norm_reference, group_norm_triton, new_counters
+from steploom_kernels.group_norm_plans import Form, Picture, default_plan
 from steploom_kernels.layer_norm import (
     MAX_WIDTH,
     add_layer_norm,
@@ -27,18 +28,18 @@ DTYPES = list(TOLERANCES)
 # n, channels, h, w, groups: one launch
 WHOLE = [
     (2, 64, 8, 8, 16),  # the embedded model; four channels a group, all groups in one program
-    (1, 96, 8, 8, 16),  # six channels a group: lanes left over in a run of 128
+    (1, 96, 8, 8, 16),  # six channels a group: a piece of eight is of three, and lanes are left over
     (2, 60, 5, 7, 3),  # odd sides: pixels are not a power of two; three groups in four padded ones
-    (1, 30, 3, 3, 6),  # few channels, fewer than a cache line
+    (1, 30, 3, 3, 6),  # few channels, fewer than a cache line; the last piece of eight is not full
     (3, 20, 1, 1, 1),  # one pixel, one group: layer normalisation
     (1, 160, 16, 16, 16),  # several steps of pixels, and groups that a run does not divide
 ]
 # the same, two launches
 SPLIT = [
-    (2, 160, 13, 11, 2),  # wide groups: a block of channels is a part of one; the last chunk of pixels is not full
-    (1, 80, 24, 30, 8),  # ten channels a group: they straddle blocks of 64
-    (1, 64, 32, 32, 16),  # the embedded model
-    (2, 90, 23, 29, 3),  # odd sides, thirty channels a group, masked channels in the only block
+    (2, 160, 13, 11, 2),  # wide groups: a run is one; the last tile of pixels is not full
+    (1, 80, 24, 30, 8),  # ten channels a group; five tiles and a part of one in eight padded ones
+    (1, 64, 32, 32, 16),  # the embedded model; all tiles are full
+    (2, 90, 23, 29, 3),  # odd sides, thirty channels a group, masked channels in the only run
 ]
 SHAPES = [*WHOLE, *SPLIT]
 WIDTHS = [
@@ -120,8 +121,8 @@ def test_references_are_torchs() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_forms(shape: tuple[int, int, int, int, int]) -> None:
     _, channels, height, width, groups = shape
-    plan = module._plan(height * width, channels, groups)
-    assert isinstance(plan, module._Whole) == (shape in WHOLE)
+    plan = default_plan(Picture(height * width, channels, groups))
+    assert (plan.form(height * width, may_wait=True) is Form.WHOLE) == (shape in WHOLE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -172,6 +173,13 @@ def test_a_mean_far_from_zero(shape: tuple[int, int, int, int, int], device: tor
 
 
 @pytest.mark.parametrize("shape", [WHOLE[2], SPLIT[0]], ids=str)
+def test_a_shift_far_from_zero(shape: tuple[int, int, int, int, int], device: torch.device) -> None:
+    pictures = Pictures(shape, torch.float32, device)
+    pictures.shift += 4096.0
+    torch.testing.assert_close(pictures.run(shifted=True).double(), pictures.exact(shifted=True), rtol=0, atol=3e-3)
+
+
+@pytest.mark.parametrize("shape", [WHOLE[2], SPLIT[0]], ids=str)
 def test_a_first_pixel_out_of_line(shape: tuple[int, int, int, int, int], device: torch.device) -> None:
     """What deviations are summed from."""
     pictures = Pictures(shape, torch.float32, device)
@@ -198,36 +206,25 @@ def test_a_constant_picture_is_the_bias(device: torch.device) -> None:
 
 
 def test_more_pixels_than_chunks_are_kept(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a large picture the chunks grow, and one program of the first launch goes round its loop more than once."""
-    monkeypatch.setattr(module, "_MAX_CHUNKS", 1)
-    pictures = Pictures(SPLIT[0], torch.float16, device)
-    plan = module._plan(13 * 11, 160, 2)
-    assert isinstance(plan, module._Split)
-    assert plan.chunk > plan.step * plan.steps
-    assert_close(pictures.run(), pictures.exact())
+    """Of a large picture a program of the first launch takes several tiles, of the second one."""
+    monkeypatch.setattr(plans, "MAX_CHUNKS", 2)
+    pictures = Pictures((1, 80, 24, 30, 8), torch.float16, device)
+    plan = default_plan(Picture(24 * 30, 80, 8))
+    assert (plan.programs(24 * 30), plan.tiles(24 * 30)) == (6, 4)
+    assert_close(pictures.run(silu=True, shifted=True), pictures.exact(silu=True, shifted=True))
 
 
-@pytest.mark.parametrize("groups", [1, 2, 16, 32])
-def test_runs_cover_whole_groups_and_are_aligned(groups: int) -> None:
-    for channels in range(32, 2561, 32):
-        run, a_group = module._run(channels, groups, 256), channels // groups
-        assert run.groups * a_group <= run.width == module._power_of_two(run.width)
-        if any(count * a_group % 8 == 0 for count in range(1, 256 // a_group + 1)):
-            assert run.groups == groups or run.groups * a_group % 8 == 0  # 16 bytes in half precision
-
-
-@pytest.mark.parametrize("channels", [320, 640, 960, 1280, 1920, 2560])
-def test_few_lanes_are_idle_in_stable_diffusion(channels: int) -> None:
-    run = module._run(channels, 32, 256)
-    assert channels / (-(-32 // run.groups) * run.width) > 0.83
-
-
-@pytest.mark.parametrize("channels", [320, 640, 960, 1280, 1920, 2560, 90])
-def test_a_block_of_channels_knows_how_many_groups_it_touches(channels: int) -> None:
-    groups, block = 3 if channels == 90 else 32, module._channel_block(channels)
-    of = [channel * groups // channels for channel in range(channels)]
-    most = max(len(set(of[start : start + block])) for start in range(0, channels, block))
-    assert module._touched(channels, groups, block) == module._power_of_two(most)
+@pytest.mark.parametrize("shape", [(1, 40, 9, 8, 4), (2, 48, 11, 7, 3)], ids=str)
+def test_every_plan_is_right(shape: tuple[int, int, int, int, int], device: torch.device) -> None:
+    pictures = Pictures(shape, torch.float16, device)
+    _, channels, height, width, groups = shape
+    picture, exact = Picture(height * width, channels, groups), pictures.exact(silu=True, shifted=True)
+    small = [plan._replace(pixels=8) for plan in plans.candidate_plans(picture)[:1]]
+    for plan in {*plans.candidate_plans(picture), *small}:
+        result = group_norm_triton(
+            pictures.x, pictures.weight, pictures.bias, groups, silu=True, shift=pictures.shift, plan=plan
+        )
+        assert_close(result, exact)
 
 
 def test_what_group_norm_refuses(device: torch.device) -> None:
@@ -255,6 +252,10 @@ def test_what_group_norm_refuses(device: torch.device) -> None:
         group_norm_triton(x, weight, bias, 16, shift=shift.repeat(1, 2)[:, ::2])
     with pytest.raises(ValueError, match=r"^out must be laid out as x"):
         group_norm_triton(x, weight, bias, 16, out=x.contiguous())
+    with pytest.raises(ValueError, match=r"^counters is \[511, 8\], must be \[512, 8\]"):
+        group_norm_triton(x, weight, bias, 16, counters=new_counters(device)[1:])
+    with pytest.raises(ValueError, match=r"^counters is torch\.float32"):
+        group_norm_triton(x, weight, bias, 16, counters=new_counters(device).float())
 
 
 @pytest.mark.parametrize("shape", [WHOLE[2], SPLIT[0]], ids=str)
@@ -304,8 +305,9 @@ def test_tokens_side_by_side(device: torch.device) -> None:
 
 
 def test_both_forms_are_there_side_by_side() -> None:
-    plans = [module._plan(h * w, left + right, groups) for _, left, right, h, w, groups in BESIDE]
-    assert [isinstance(plan, module._Whole) for plan in plans] == [True, True, False, False]
+    sizes = [(h * w, Picture(h * w, left + right, groups, left)) for _, left, right, h, w, groups in BESIDE]
+    forms = [default_plan(picture).form(pixels, may_wait=False) for pixels, picture in sizes]
+    assert forms == [Form.WHOLE, Form.WHOLE, Form.SPLIT, Form.SPLIT]
 
 
 def test_what_group_norm_side_by_side_refuses(device: torch.device) -> None:
@@ -434,7 +436,7 @@ def test_eps_is_added(device: torch.device) -> None:
     picture = x.view(1, 16, 1, 1).contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(group_norm_triton(picture, one, zero, 1, eps=3.0), picture / 2)
     large = picture.expand(1, 16, 32, 32).contiguous(memory_format=torch.channels_last)
-    assert isinstance(module._plan(1024, 16, 1), module._Split)
+    assert default_plan(Picture(1024, 16, 1)).form(1024, may_wait=False) is Form.SPLIT
     torch.testing.assert_close(group_norm_triton(large, one, zero, 1, eps=3.0), large / 2)
 
 

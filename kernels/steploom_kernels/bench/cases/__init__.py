@@ -24,4 +24,4 @@ def all_cases() -> list[Case]:
 
 def all_plans() -> list[Case]:
     """Every launch plan that might be the best, where there are several."""
-    return [*attention.sweep(), *feed_forward.sweep(), *upsampling.sweep()]
+    return [*attention.sweep(), *feed_forward.sweep(), *norms.sweep(), *upsampling.sweep()]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch.nn import functional
 
 from steploom_kernels.bench import rivals
 from steploom_kernels.bench.case import TOLERANCES, Case
-from steploom_kernels.bench.shapes import Place, normal, pairs, picture, places, scale_and_offset
-from steploom_kernels.group_norm import group_norm, group_norm_reference
+from steploom_kernels.bench.shapes import ROWS, UNET, Place, normal, pairs, picture, places, scale_and_offset
+from steploom_kernels.group_norm import group_norm, group_norm_reference, group_norm_triton, new_counters
+from steploom_kernels.group_norm_plans import Picture, candidate_plans
 from steploom_kernels.layer_norm import add_layer_norm, add_layer_norm_reference, layer_norm, layer_norm_reference
 
 _RESNET_EPS, _TRANSFORMER_EPS, _LAYER_EPS = 1e-5, 1e-6, 1e-5
@@ -34,6 +36,32 @@ def cases() -> Iterator[Case]:
         yield _add_layer_norm(place)
 
 
+def sweep() -> Iterator[Case]:
+    """Every plan that might be the best, where most time is spent: the usual number of rows first, then a job alone."""
+    for turn, rows in enumerate((ROWS[0], ROWS[2])):
+        for level in UNET:
+            usual = _group_norm(Place(level, rows, turn), "group_norm_plan", _RESNET_EPS, silu=True)
+            for plan in candidate_plans(Picture(level.tokens, level.channels, level.groups)):
+                tile = f"{plan.pixels} x {plan.run.groups} groups in {plan.run.width} lanes"
+                limits = f"{plan.num_warps} warps, {plan.max_registers or 'any'} registers"
+
+                def run(
+                    x: Tensor, weight: Tensor, bias: Tensor, plan: Any = plan, groups: int = level.groups
+                ) -> Tensor:
+                    counters = _counters(x.device)
+                    return group_norm_triton(
+                        x, weight, bias, groups, eps=_RESNET_EPS, silu=True, counters=counters, plan=plan
+                    )
+
+                yield replace(usual, shape=f"{usual.shape}, {tile}, {limits}", run=run, rivals={})
+
+
+@cache
+def _counters(device: torch.device) -> Tensor:
+    """One call after the other is measured."""
+    return new_counters(device)
+
+
 def _group_norm(place: Place, op: str, eps: float, *, silu: bool) -> Case:
     groups, channels = place.level.groups, place.level.channels
 
@@ -45,7 +73,7 @@ def _group_norm(place: Place, op: str, eps: float, *, silu: bool) -> Case:
         return functional.silu(result) if silu else result
 
     def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return group_norm(x, weight, bias, groups, eps=eps, silu=silu)
+        return group_norm(x, weight, bias, groups, eps=eps, silu=silu, counters=_counters(x.device))
 
     def reference(*inputs: Tensor) -> Tensor:
         x, weight, bias = (each.double() for each in inputs)
@@ -78,7 +106,8 @@ def _group_norm_shift(place: Place) -> Case:
         return functional.silu(functional.group_norm(moved, groups, weight, bias, _RESNET_EPS))
 
     def run(x: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return group_norm(x, weight, bias, groups, eps=_RESNET_EPS, silu=True, shift=shift)
+        counters = _counters(x.device)
+        return group_norm(x, weight, bias, groups, eps=_RESNET_EPS, silu=True, shift=shift, counters=counters)
 
     def reference(*inputs: Tensor) -> Tensor:
         x, shift, weight, bias = (each.double() for each in inputs)
@@ -111,7 +140,8 @@ def _group_norm_beside(place: Place, border: int) -> Case:
         return functional.silu(functional.group_norm(joined, level.groups, weight, bias, _RESNET_EPS))
 
     def run(x: Tensor, beside: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return group_norm(x, weight, bias, level.groups, eps=_RESNET_EPS, silu=True, beside=beside)
+        counters = _counters(x.device)
+        return group_norm(x, weight, bias, level.groups, eps=_RESNET_EPS, silu=True, beside=beside, counters=counters)
 
     def reference(*inputs: Tensor) -> Tensor:
         x, beside, weight, bias = (each.double() for each in inputs)
