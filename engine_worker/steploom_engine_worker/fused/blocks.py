@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from steploom_engine_worker.fused.maps import Gates, Maps, tokens
 from steploom_kernels.add import add
-from steploom_kernels.group_norm import group_norm
+from steploom_kernels.group_norm import group_norm, new_counters
 from steploom_kernels.layer_norm import layer_norm
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # see `sdpa`
@@ -89,11 +89,16 @@ def summed(first: Tensor, *others: Tensor | None) -> Tensor:
 
 
 class GroupNorm(nn.Module):
-    """Of what is short of a vector, optionally with SiLU after."""
+    """Of what is short of a vector, optionally with SiLU after.
+
+    Its counters are for one launch at a time, as passes of a network must be: its graphs are of one lane, and what runs
+    while one is recorded goes into that lane, too.
+    """
 
     weight: Tensor
     bias: Tensor
     short: Tensor | None
+    counters: Tensor
 
     def __init__(self, base: nn.GroupNorm, short: Tensor | None = None, silu: bool = False) -> None:
         super().__init__()
@@ -101,14 +106,16 @@ class GroupNorm(nn.Module):
         self.register_buffer("weight", base.weight.detach())
         self.register_buffer("bias", base.bias.detach())
         self.register_buffer("short", short)
+        self.register_buffer("counters", new_counters(base.weight.device), persistent=False)
 
     def forward(self, x: Tensor, beside: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """Of x [n, c, h, w], with the channels of `beside` after its own; `shift` [n, c] in place of a vector."""
         if shift is None and self.short is not None:
             shift = self.short.expand(len(x), -1)
         return group_norm(
-            x, self.weight, self.bias, self.groups, eps=self.eps, silu=self.silu, shift=shift, beside=beside
-        )
+            x, self.weight, self.bias, self.groups, eps=self.eps, silu=self.silu,
+            shift=shift, beside=beside, counters=self.counters,
+        )  # fmt: skip
 
 
 class LayerNorm(nn.Module):
