@@ -145,7 +145,8 @@ def borrow(array: Any, stream: int | None = None) -> Borrowed:
     """
     if not hasattr(array, "__dlpack__"):
         raise TypeError(f"{type(array).__name__} has no __dlpack__")
-    capsule = array.__dlpack__() if stream is None else array.__dlpack__(stream=stream)
+    is_ordered = stream is not None and array.__dlpack_device__()[0] == CUDA  # the host knows no streams
+    capsule = array.__dlpack__(stream=stream) if is_ordered else array.__dlpack__()
     pointer = _python.PyCapsule_GetPointer(capsule, _NEW)
     _python.PyCapsule_SetName(capsule, _USED)  # it is ours now, and so is its end
     keeper = _Keeper(pointer)

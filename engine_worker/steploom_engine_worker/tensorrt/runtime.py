@@ -144,7 +144,7 @@ class Network:
             stream.wait()
         memory = scratch.at_least(_scratch_bytes(self._engine, profile))
         if memory is not None:
-            _use_memory(context, memory)
+            execution.use(memory)
         for name, shape in shapes.items():
             execution.need("set_input_shape", name, tuple(shape))
         return execution
@@ -176,10 +176,16 @@ class Execution:
 
     def __init__(self, runtime: Runtime, network: Network, context: Any, stream: Stream) -> None:
         self._runtime, self._network, self._context, self._stream = runtime, network, context, stream
+        self._memory: Memory | None = None
         self._bound: dict[str, object] = {}  # by name, what keeps its memory
 
     def __repr__(self) -> str:
         return f"Execution({self._network.title})"
+
+    def use(self, memory: Memory) -> None:
+        """Lets it keep passing values there."""
+        _use_memory(self._context, memory)
+        self._memory = memory
 
     def need(self, call: str, *arguments: Any) -> None:
         """Asks the context for something that it may refuse.
@@ -203,11 +209,11 @@ class Execution:
             ValueError: it is of another shape or type, or not on the device.
             TensorRTError: TensorRT refuses it.
         """
-        borrowed = dlpack.borrow(array, self._stream.address)
-        tensor, shape = self._network.tensors.get(name), self.shape(name)
+        tensor = self._network.tensors.get(name)
         if tensor is None:
             known = ", ".join(self._network.tensors)
             raise ValueError(f"{self._network.title} has no tensor {name}; it has {known}")
+        borrowed, shape = dlpack.borrow(array, self._stream.address), self.shape(name)
         if (borrowed.dtype, borrowed.shape) != (tensor.dtype, shape):
             given, wanted = f"{borrowed.dtype} {list(borrowed.shape)}", f"{tensor.dtype} {list(shape)}"
             raise ValueError(f"{name} of {self._network.title} is {given}, must be {wanted}")
