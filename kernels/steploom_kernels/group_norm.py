@@ -132,8 +132,9 @@ def group_norm_triton(
     if not out.numel():
         return out
     plan = plan or default_plan(picture)
-    form = plan.form(picture.pixels, counters is not None and can_wait(x.device))
-    at_once = _COUNTERS // cdiv(groups, plan.run.groups) if form is Form.WAITING else rows
+    at_once = _COUNTERS // cdiv(groups, plan.run.groups)
+    form = plan.form(picture.pixels, may_wait=counters is not None and at_once > 0 and can_wait(x.device))
+    at_once = at_once if form is Form.WAITING else rows
     for start in range(0, rows, at_once):
         some = slice(start, start + at_once)
         arguments = _Arguments(
@@ -171,8 +172,8 @@ def _launch(form: Form, plan: Plan, picture: Picture, given: _Arguments) -> None
         if moments is None and form is not Form.WHOLE:
             size = rows, picture.groups, fixed["padded_chunks"], 2
             moments = torch.empty(size, dtype=torch.float32, device=given.x.device)
-        parts = cdiv(picture.pixels, plan.pixels * (fixed["tiles"] if measures else 1))
-        group_norm_kernel[(parts, cdiv(picture.groups, plan.run.groups), rows)](
+        programs = cdiv(picture.pixels, plan.pixels * (fixed["tiles"] if measures else 1))
+        group_norm_kernel[(programs, cdiv(picture.groups, plan.run.groups), rows)](
             given.out, given.x, given.beside, given.weight, given.bias, given.shift, moments,
             given.counters if form is Form.WAITING else None,
             0 if given.shift is None else given.shift.stride(0), given.eps, **fixed, **options,

@@ -23,6 +23,7 @@ from steploom_kernels.jit import cdiv
 
 # A thread of a warp reads eight values of half precision at once. Held packed, 64 of them are 32 registers.
 _THREADS = 32  # of a warp
+_REGISTERS = 65536  # of a multiprocessor
 _TILE = (
     16384  # values: 32 KiB; of three programs a multiprocessor keeps 96 on their way, and 8 warps each hold 64 a thread
 )
@@ -99,14 +100,23 @@ def default_plan(picture: Picture) -> Plan:
 
 
 def candidate_plans(picture: Picture) -> list[Plan]:
-    """The default first, then others that may be faster for pictures in half precision."""
-    plans = [default_plan(picture)]
-    runs = dict.fromkeys([plans[0].run, full_run(picture.channels, picture.groups)])
+    """The default first, then others that may be faster for pictures in half precision, in as few launches."""
+    usual, pixels = default_plan(picture), picture.pixels
+    plans, most_programs = [usual], max(MAX_WAITING, usual.programs(pixels))
+    runs = dict.fromkeys([usual.run, full_run(picture.channels, picture.groups)])
     for run, tile, num_warps in itertools.product(runs, (8192, 16384, 32768), (4, 8, 16)):
-        held = min(power_of_two(picture.pixels), max(1, tile // run.width))
-        if 16 <= held * run.width // (num_warps * _THREADS) <= 128:  # values of a thread
-            plans += [Plan(run, held, num_warps, most) for most in ((0,) if held >= picture.pixels else (0, 64, 80))]
+        plan = Plan(run, min(power_of_two(pixels), max(1, tile // run.width)), num_warps)
+        held = plan.pixels * run.width // (num_warps * _THREADS)  # values of a thread
+        if 16 <= held <= 128 and plan.programs(pixels) <= most_programs:
+            limits = _limits(num_warps, held) if plan.programs(pixels) > 1 else []
+            plans += [plan._replace(max_registers=registers) for registers in (0, *limits)]
     return list(dict.fromkeys(plans))
+
+
+def _limits(num_warps: int, held: int) -> list[int]:
+    """Registers of a thread that let several programs share a multiprocessor: for what is held and what is done."""
+    shares = (_REGISTERS // (programs * num_warps * _THREADS) // 8 * 8 for programs in range(2, 9))
+    return [registers for registers in shares if max(56, held // 2 + 32) <= registers <= held // 2 + 72]
 
 
 def _whole_warps(tile: int) -> int:
