@@ -13,8 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from steploom_engine_worker.errors import ModelError
 
 PIPELINE = "StableDiffusionInstructPix2PixPipeline"
@@ -155,6 +153,8 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _check_weights(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open  # who reads no model needs it not
+
     try:
         with safe_open(file, framework="np") as tensors:
             if not list(tensors.keys()):

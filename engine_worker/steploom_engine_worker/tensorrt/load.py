@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from steploom_common.settings import ConfigError, replace
 from steploom_engine_worker.capacity import slots_that_fit
@@ -70,8 +71,10 @@ def load_tensorrt_engine(config: WorkerConfig, finders: Finders | None = None) -
     root = model_root(config.model)
     try:
         folder = engines_folder(root, config.engines)
-        machine = find_machine(folder, device_index(config.device), finders)
-        engine = _load(config, machine, describe(root))
+        with ThreadPoolExecutor(1) as beside:  # weights are hashed while TensorRT is loaded
+            model = beside.submit(describe, root)
+            machine = find_machine(folder, device_index(config.device), finders)
+        engine = _load(config, machine, model.result())
     except (CannotServe, PlanError, TensorRTError) as error:
         raise ConfigError("worker.engine", f"is 'tensorrt', but {error}") from error
     except RecipeError as error:

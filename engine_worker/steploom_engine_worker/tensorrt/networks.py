@@ -22,6 +22,7 @@ class Networks:
     Args:
         runtime: what reads plans.
         store: where they are.
+        are_all_needed: whether a network without a plan is an error.
 
     Attributes:
         buckets: of each network, rising.
@@ -30,28 +31,30 @@ class Networks:
         PlanError: a network has no plan.
     """
 
-    def __init__(self, runtime: Runtime, store: PlanStore) -> None:
+    def __init__(self, runtime: Runtime, store: PlanStore, are_all_needed: bool = True) -> None:
         self._runtime, self._store = runtime, store
         self._read: dict[str, Network] = {}  # by file
         names = (TEXT_ENCODER, VAE_ENCODER, UNET, VAE_DECODER)
         self._plans: dict[tuple[str, int], Plan] = {}
         for name in names:
             self._plans |= {(name, bucket): plan for plan in store.of(name) for bucket in plan.buckets}
-        self.buckets: Mapping[str, Sequence[int]] = {name: self._buckets_of(name) for name in names}
+        found = {name: sorted(bucket for network, bucket in self._plans if network == name) for name in names}
+        missing = [name for name, buckets in found.items() if not buckets]
+        if missing and are_all_needed:
+            raise PlanError(f"{store.folder}: holds no engine of the {missing[0]}; {REBUILD}")
+        self.buckets: Mapping[str, Sequence[int]] = found
 
     def __repr__(self) -> str:
         return f"Networks({len(self._read)} of {len(self._store.plans)} plans read)"
-
-    def _buckets_of(self, name: str) -> list[int]:
-        buckets = sorted(bucket for network, bucket in self._plans if network == name)
-        if not buckets:
-            raise PlanError(f"{self._store.folder}: holds no engine of the {name}; {REBUILD}")
-        return buckets
 
     @property
     def num_bytes(self) -> int:
         """Weights that are on the device, by the size of the plans that were read."""
         return sum(plan.num_bytes for plan in self._store.plans if plan.file in self._read)
+
+    def tensors(self, name: str) -> tuple[TensorSpec, ...]:
+        """Inputs and outputs of a network that has a plan."""
+        return self._plans[name, self.buckets[name][0]].tensors
 
     def tensor(self, name: str, tensor: str) -> TensorSpec:
         """An input or output of a network, as its plans say.
@@ -59,8 +62,7 @@ class Networks:
         Raises:
             PlanError: there is none.
         """
-        plan = self._plans[name, self.buckets[name][0]]
-        for spec in plan.tensors:
+        for spec in self.tensors(name):
             if spec.name == tensor:
                 return spec
         raise PlanError(f"{self._store.folder}: the {name} has no {tensor}; {REBUILD}")

@@ -152,7 +152,6 @@ class FakeTensorRT:
     Attributes:
         refuse: by the name of a call, what it answers in place of what it would: None or False.
         said: what the logger hears with a refusal.
-        contexts: that were made.
         spoil: given a network's name and its result, may change it before it is stored.
     """
 
@@ -171,7 +170,6 @@ class FakeTensorRT:
             self.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
         self.refuse: dict[str, Any] = {}
         self.said = "as it was told to"
-        self.contexts: list[Any] = []
         self.spoil: Callable[[str, Array], None] | None = None
         self.Runtime = lambda logger: _Runtime(self, logger)
 
@@ -225,9 +223,7 @@ class _Engine:
         return (first, *self.specs[name].shape[1:])
 
     def _context(self) -> Any:
-        context = _context(self)
-        self.trt.contexts.append(context)
-        return self.trt.answer("create_execution_context", context, self.logger)
+        return self.trt.answer("create_execution_context", _context(self), self.logger)
 
 
 class _OldEngine(_Engine):
@@ -276,10 +272,14 @@ class _Context:
         self._addresses: dict[str, int] = {}
         self._memory: tuple[int, int] | None = None
 
+    def __del__(self) -> None:
+        self._engine.used_profiles.discard(-1 if self._profile is None else self._profile)
+
     def _use_profile(self, profile: int) -> bool:
         if profile in self._engine.used_profiles or not 0 <= profile < len(self._engine.buckets):
             return self._refuse(f"profile {profile} is another context's, or none")
-        self._engine.used_profiles.add(profile)
+        if len(self._engine.buckets) > 1:  # a static one is for any number of contexts
+            self._engine.used_profiles.add(profile)
         self._profile = profile
         return True
 
