@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from steploom_common.errors import PermissionDenied
 
@@ -15,6 +17,8 @@ class Caller:
     name: str  # of the token; empty: nobody is asked for one
     tiers: tuple[str, ...] = ()  # that it may ask for; empty: all
     is_admin: bool = False  # may change what the service serves
+    # Holds a place of its quota, or raises `Exhausted`: for streams whose requests count one by one.
+    place: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False, repr=False)
 
     @property
     def own_tier(self) -> str:

@@ -9,8 +9,9 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from enum import Enum
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -36,10 +37,12 @@ class Door(Enum):
     OPEN = "nothing: probes carry no token, and learn no more than whether there is service"
     KNOWN = "a token"
     COUNTED = "a token and a place in its quota"
+    EACH = "a token; each message takes a place in its quota where it is answered, and its refusal is an answer"
     ADMIN = "a token of an administrator"
 
 
 _DOORS: dict[str, Door] = {
+    f"{_OIP}ModelStreamInfer": Door.EACH,
     **{f"{_OIP}{name}": Door.OPEN for name in ("ServerLive", "ServerReady")},
     **{
         f"{_OIP}{name}": Door.KNOWN
@@ -113,15 +116,15 @@ class Gate(grpc.aio.ServerInterceptor):
         if handler is None or self._tokens is None or door is Door.OPEN:
             return handler
         try:
-            caller, quota = self._identified(handler_call_details.invocation_metadata, door)
+            caller, quota = self._identified(handler_call_details.invocation_metadata, method, door)
         except SteploomError as error:
             self._refused(method, "-", error)
             return _refusing(error)
         return _Guarded(self, method, caller, quota if door is Door.COUNTED else None).around(handler)
 
     @contextmanager
-    def entered(self, method: str, caller: Caller, quota: Quota) -> Iterator[None]:
-        """Holds a place of the caller's quota.
+    def entered(self, method: str, name: str, quota: Quota) -> Iterator[None]:
+        """Holds a place of a token's quota.
 
         Raises:
             Exhausted: there is none.
@@ -129,16 +132,14 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             quota.enter(self._clock())
         except Exhausted as error:
-            self._refused(method, caller.name, error)
+            self._refused(method, name, error)
             raise
         try:
             yield
         finally:
             quota.leave()
 
-    async def counted(
-        self, requests: AsyncIterator[Any], method: str, caller: Caller, quota: Quota
-    ) -> AsyncIterator[Any]:
+    async def counted(self, requests: AsyncIterator[Any], method: str, name: str, quota: Quota) -> AsyncIterator[Any]:
         """The messages of a stream behind the first; each counts by time as a call does."""
         is_first = True
         async for request in requests:
@@ -146,12 +147,12 @@ class Gate(grpc.aio.ServerInterceptor):
                 try:
                     quota.take(self._clock())
                 except Exhausted as error:
-                    self._refused(method, caller.name, error)
+                    self._refused(method, name, error)
                     raise
             is_first = False
             yield request
 
-    def _identified(self, metadata: Any, door: Door) -> tuple[Caller, Quota]:
+    def _identified(self, metadata: Any, method: str, door: Door) -> tuple[Caller, Quota]:
         assert self._tokens
         shown = [value for key, value in metadata or () if key == "authorization"]
         if not shown:
@@ -163,7 +164,9 @@ class Gate(grpc.aio.ServerInterceptor):
         entry = tokens[name]
         if door is Door.ADMIN and not entry.admin:
             raise PermissionDenied(f"token {name!r} is no administrator's")
-        return Caller(name, entry.tiers, entry.admin), self._quota(name, tokens)
+        quota = self._quota(name, tokens)
+        place = partial(self.entered, method, name, quota) if door is Door.EACH else nullcontext
+        return Caller(name, entry.tiers, entry.admin, place), quota
 
     def _quota(self, name: str, tokens: Tokens) -> Quota:
         """That of a token, with the bounds that the file gives it now."""
@@ -238,13 +241,13 @@ class _Guarded:
         if self._quota is None:
             yield
             return
-        with self._gate.entered(self._method, self._caller, self._quota):
+        with self._gate.entered(self._method, self._caller.name, self._quota):
             yield
 
     def _counted(self, request: Any, is_streamed: bool) -> Any:
         if not is_streamed or self._quota is None:
             return request
-        return self._gate.counted(request, self._method, self._caller, self._quota)
+        return self._gate.counted(request, self._method, self._caller.name, self._quota)
 
 
 def _refusing(error: SteploomError) -> Handler:

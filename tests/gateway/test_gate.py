@@ -15,6 +15,7 @@ from gateway_house import eventually, opened, request, status_of
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from oip_requests import infer_request, stub_of
 
 from steploom_common.rpc import ErrorInterceptor, bind
 from steploom_gateway.caller import ANYBODY, Caller, current_caller
@@ -222,7 +223,7 @@ async def test_two_tokens_are_none(tmp_path: Path, book: Book) -> None:
         ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Door.KNOWN),
         (f"{OIP}/ModelMetadata", Door.KNOWN),
         (f"{OIP}/ModelInfer", Door.COUNTED),
-        (f"{OIP}/ModelStreamInfer", Door.COUNTED),
+        (f"{OIP}/ModelStreamInfer", Door.EACH),
         (f"{OIP}/RepositoryModelUnload", Door.ADMIN),
         (f"{OIP}/SystemSharedMemoryRegister", Door.ADMIN),
         ("/steploom.v1.ImageService/Edit", Door.COUNTED),
@@ -372,6 +373,37 @@ async def test_the_gateways_services_are_behind_the_gate(tmp_path: Path, book: B
         assert (await status_of(reflection.ServerReflectionInfo(iter(ask)).read())).code() is Status.UNAUTHENTICATED
         listed = await reflection.ServerReflectionInfo(iter(ask), metadata=book["web"]).read()
         assert "steploom.v1.ImageService" in str(listed)
+        assert await house.is_clean()
+
+
+async def test_requests_of_one_stream_are_counted_one_by_one(tmp_path: Path, book: Book) -> None:
+    """A refusal answers its request; the stream and the others go on."""
+    book.add("web", concurrency=2, tiers=("free",))
+    async with opened(tmp_path, tokens=str(book.path)) as house:
+        house.batcher.play(hold_at="started")
+        asked: asyncio.Queue[Any] = asyncio.Queue()
+
+        async def requests() -> AsyncIterator[Any]:
+            while (item := await asked.get()) is not None:
+                yield item
+
+        stub = stub_of(house)
+        assert (await status_of(stub.ModelStreamInfer(iter(())).read())).code() is Status.UNAUTHENTICATED
+        stream: Any = stub.ModelStreamInfer(requests(), metadata=book["web"])
+        for name in "abc":
+            await asked.put(infer_request(request_id=name, progress=False))
+        first = await stream.read()
+        assert first.infer_response.id == "c"
+        assert "may have 2" in first.error_message
+        house.batcher.resume.set()
+        answers = [await stream.read() for _ in "ab"]
+        assert {answer.infer_response.id for answer in answers} == {"a", "b"}
+        assert not any(answer.error_message for answer in answers)
+        await asked.put(infer_request(request_id="d", progress=False))
+        assert (await stream.read()).error_message == ""
+        await asked.put(None)
+        assert {job.tier for job in house.batcher.requests} == {"free"}
+        assert {job.caller for job in house.batcher.requests} == {"web"}
         assert await house.is_clean()
 
 

@@ -16,6 +16,7 @@ import grpc.aio
 
 from steploom_common.errors import InvalidRequest, SteploomError, Unavailable, Unsupported
 from steploom_gateway.batcher_client import BatcherClient
+from steploom_gateway.caller import current_caller
 from steploom_gateway.catalogue import Catalogue
 from steploom_gateway.config import GatewayConfig
 from steploom_gateway.oip import log_levels, models
@@ -208,9 +209,10 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         """The answers to one request of a stream; an error is one of them."""
         model_name, request_id = request.model_name, request.id
         try:
-            async with aclosing(self._answers(request, context, is_stream=True)) as answers:
-                async for answer, is_final in answers:
-                    yield streamed(answer, is_final)
+            with current_caller().place():
+                async with aclosing(self._answers(request, context, is_stream=True)) as answers:
+                    async for answer, is_final in answers:
+                        yield streamed(answer, is_final)
         except SteploomError as error:
             yield failed(model_name, request_id, error)
         except Exception as error:
