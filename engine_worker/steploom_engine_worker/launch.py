@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Costs, Engine
 from steploom_engine_worker.fake_engine import FakeEngine
@@ -33,6 +35,15 @@ def check_machine(config: WorkerConfig) -> None:
         from steploom_engine_worker.tensorrt.load import check_tensorrt
 
         check_tensorrt(config)
+
+
+def import_engine(config: WorkerConfig) -> None:
+    """Imports what the engine of these settings is made of; `build_engine` finds it loaded."""
+    if config.engine == "tensorrt":
+        import_module("steploom_engine_worker.tensorrt.load")
+    elif config.engine == "torch":
+        is_cuda = config.device.startswith("cuda")
+        import_module(f"steploom_engine_worker.{'graph_engine' if is_cuda else 'torch_engine'}")
 
 
 def _cold_engine(config: WorkerConfig) -> Engine:
