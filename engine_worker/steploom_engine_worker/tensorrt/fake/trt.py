@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steploom_engine_worker.tensorrt.fake.driver import FakeDriver
-
 Array = NDArray[Any]
 Compute = Callable[[Mapping[str, Array]], Array]
 
@@ -129,6 +127,12 @@ class _Spec:
     is_input: bool
 
 
+def fill(network: str, given: Mapping[str, Array], out: Array) -> None:
+    """Puts what a network of the fake makes of its inputs into its output."""
+    with np.errstate(over="ignore"):
+        out[:] = compute(network, given, out.shape)
+
+
 def plan_bytes(network: str, buckets: Sequence[int], tensors: Sequence[tuple[str, str, Sequence[int], bool]]) -> bytes:
     """A plan that the fake reads.
 
@@ -148,6 +152,7 @@ class FakeTensorRT:
     Args:
         driver: where its networks run.
         version: of TensorRT, whose calls it has: 8.6, 10.0, 10.9, 11.0.
+        fill: what networks are, of whatever kind of arrays the driver gives.
 
     Attributes:
         refuse: by the name of a call, what it answers in place of what it would: None or False.
@@ -162,8 +167,9 @@ class FakeTensorRT:
     ILogger = ILogger
     Logger = SimpleNamespace(Severity=Severity)
 
-    def __init__(self, driver: FakeDriver, version: str = "10.9.0") -> None:
+    def __init__(self, driver: Any, version: str = "10.9.0", fill: Callable[[str, Any, Any], None] = fill) -> None:
         self.__version__ = version
+        self.fill = fill
         self.driver = driver
         self.release = tuple(int(part) for part in version.split(".")[:2])
         if self.release >= (10, 0):
@@ -334,8 +340,7 @@ class _Context:
         (out,) = (array for name, array in arrays.items() if name not in given)
         assert self._memory is not None
         driver.bytes_at(self._memory[0], SCRATCH_BYTES * bucket)[:] = 0xCC  # nobody else's meanwhile
-        with np.errstate(over="ignore"):
-            out[:] = compute(engine.network, given, out.shape)
+        engine.trt.fill(engine.network, given, out)
         if engine.trt.spoil is not None:
             engine.trt.spoil(engine.network, out)
 
