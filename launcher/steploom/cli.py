@@ -85,6 +85,7 @@ class Precision(StrEnum):
 
     FP16 = "fp16"
     BF16 = "bf16"
+    FP8 = "fp8"
 
 
 class NetworkName(StrEnum):
@@ -242,7 +243,9 @@ def build_engine(
     buckets: Annotated[str, typer.Option(help="Rows of a denoise tick, an engine each.")] = "1,3,6,12",
     encode_buckets: Annotated[str, typer.Option(help="Jobs of an encode tick.")] = "1,4",
     decode_buckets: Annotated[str, typer.Option(help="Jobs of a decode tick.")] = "1,4",
-    precision: Annotated[Precision, typer.Option(help="Of weights and activations.")] = Precision.FP16,
+    precision: Annotated[
+        Precision, typer.Option(help="Of weights and activations; fp8: of the UNet's transformers.")
+    ] = Precision.FP16,
     out: Annotated[Path | None, typer.Option(help="Folder of the engines; default: MODEL/engines.")] = None,
     compute_capability: Annotated[
         str | None,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from adapted_model import add_adapter
 
+from steploom_engine_worker.adapter import linear_maps
 from steploom_engine_worker.export import engines
 from steploom_engine_worker.export.engines import EngineBuildError, Request, build_engines
+from steploom_engine_worker.export.fp8 import quantise
 from steploom_engine_worker.export.networks import NETWORKS, network
 from steploom_engine_worker.export.onnx_graph import Graph, export
 from steploom_engine_worker.model import load_model
@@ -20,6 +24,7 @@ from steploom_engine_worker.model_files import embedded_model
 from steploom_engine_worker.tensorrt.builder import BuildError, BuildSettings, Built, Watcher, build
 from steploom_engine_worker.tensorrt.flavour import Flavour, find_flavour
 from steploom_engine_worker.tensorrt.plan_store import Plan, PlanStore, TensorSpec, open_store
+from steploom_engine_worker.tiny_model import write_tiny_model
 
 pytest.importorskip("tensorrt_rtx", reason="builds engines with tensorrt_rtx, which is not installed here")
 
@@ -149,25 +154,21 @@ def test_plans_hold_the_weights(store: PlanStore) -> None:
 
 
 @pytest.fixture(scope="module")
-def request_of_text(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Request:
-    """The network that is quickest to build."""
+def built_text(tiny_model_dir: Path, flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> Request:
+    """The network that is quickest to build, built."""
     folder = tmp_path_factory.mktemp("text")
-    return Request(
-        tiny_model_dir,
-        folder,
-        ADA,
-        encode_buckets=BUCKETS,
-        networks=("text_encoder",),
-        is_checked=False,
-        has_companions=False,
+    networks = ("text_encoder",)
+    request = Request(
+        tiny_model_dir, folder, ADA, encode_buckets=BUCKETS, networks=networks, is_checked=False, has_companions=False
     )
+    build_engines(request, flavour, Notes())
+    return request
 
 
 @pytest.fixture
-def text(request_of_text: Request, flavour: Flavour) -> Request:
-    """Its engines are there."""
-    build_engines(request_of_text, flavour, Notes())
-    return request_of_text
+def text(built_text: Request, tmp_path: Path) -> Request:
+    """Its engines are there, for this test alone."""
+    return replace(built_text, folder=shutil.copytree(built_text.folder, tmp_path / "text"))
 
 
 def said(request: Request, flavour: Flavour) -> list[str]:
@@ -285,8 +286,74 @@ def test_an_engine_that_is_not_the_network_is_refused(
 
     monkeypatch.setattr(engines, "build", other_names)
     with pytest.raises(EngineBuildError, match=r"inputs and outputs differ: .*context_0"):
-        build_engines(replace(text, folder=tmp_path), flavour, Notes())
-    assert not (tmp_path / "manifest.json").exists()
+        build_engines(replace(text, folder=tmp_path / "fresh"), flavour, Notes())
+    assert not (tmp_path / "fresh" / "manifest.json").exists()
+
+
+def test_bfloat16_is_checked_in_float32_and_built(text: Request, flavour: Flavour, tmp_path: Path) -> None:
+    notes = Notes()
+    request = replace(text, folder=tmp_path / "bf16", precision="bf16", encode_buckets=(2,), is_checked=True)
+    store = build_engines(request, flavour, notes)
+    assert notes.errors["text_encoder"] < 1e-5
+    assert store.precision == "bf16"
+    assert {item.name: item.dtype for item in store.plans[0].tensors} == {"tokens": "int32", "context": "bfloat16"}
+
+
+def test_floats_of_8_bits_in_the_transformers(
+    flavour: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {
+        "block_out_channels": [32, 64],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "layers_per_block": 1,
+    }
+    model = write_tiny_model(tmp_path / "small", unet=small)
+    attention = [name for name, _ in linear_maps(load_model(model).unet) if "attn" in name]
+    add_adapter(model, "few-step", seed=1, names=attention)
+    graphs: list[Graph] = []
+
+    class Watching(Notes):
+        def exported(self, graph: Graph, seconds: float) -> None:
+            graphs.append(graph)
+
+    sites = ("attn1.to_q", "attn2.to_q", "ff.net.0.proj", "ff.net.2")
+    layers = [
+        name.removesuffix(".attn1") for name, _ in load_model(model).unet.named_modules() if name.endswith("attn1")
+    ]
+    scales = {f"{layer}.{site}": 2.0**-5 for layer in layers for site in sites}
+    monkeypatch.setattr(engines, "input_scales", lambda *_: scales)  # they are seen on jobs, which take their time
+    notes = Watching()
+    request = Request(
+        model, tmp_path / "engines", ADA, "fp8", unet_buckets=(2,), networks=("unet",), has_companions=False
+    )
+    store = build_engines(request, flavour, notes)
+    # query, key, value, query of the text, and both maps of the feed-forward layer; not what the adapter adds to them
+    assert graphs[0].operators["QuantizeLinear"] == 4 * len(layers)
+    assert graphs[0].operators["DequantizeLinear"] == (4 + 6) * len(layers)
+    assert 5e-4 < notes.errors["unet"] < 1e-1
+    assert {item.dtype for item in store.plans[0].tensors} == {"float16", "float32"}
+    assert (store.precision, store.plans[0].buckets) == ("fp8", (2,))
+    assert quantise(graphs[0].model, {}) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"precision": "fp8", "capability": (8, 6)}, r"compute capability 8\.6 has no floats of 8 bits"),
+        ({"capability": (7, 5)}, r"compute capability 7\.5 is too old, must be 8\.0 or later"),
+    ],
+)
+def test_a_gpu_that_has_not_what_it_takes_is_refused(
+    text: Request, flavour: Flavour, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        build_engines(replace(text, **changes), flavour, Notes())
+
+
+def test_a_precision_that_the_oldest_has_not_is_refused(text: Request) -> None:
+    with pytest.raises(ValueError, match=r"tensorrt 8\.6\.0 builds fp16, not bf16"):
+        build_engines(replace(text, precision="bf16"), Flavour("tensorrt", "8.6.0", None), Notes())
 
 
 @pytest.fixture(scope="module")

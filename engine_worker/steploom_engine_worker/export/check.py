@@ -10,11 +10,12 @@ from torch import Tensor
 from steploom_engine_worker.export.networks import Network
 from steploom_engine_worker.export.onnx_graph import ExportError
 
-# Relative errors that a graph may have, by the type that it computes in. Those of the embedded model are 1e-6 and 3e-4.
+# Relative errors that a graph may have, by the type that it computes in. Those of the embedded model are 1e-6 and 4e-4.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2}
+FP8_TOLERANCE = 1e-1  # where transformers multiply floats of 8 bits; the embedded model has 1.1e-2, random weights more
 
 
-def check(graph: Path, network: Network, reference: Network, rows: int = 2) -> float:
+def check(graph: Path, network: Network, reference: Network, rows: int = 2, tolerance: float = 0.0) -> float:
     """The relative error of a graph: the norm of the difference by the norm of what torch gives.
 
     Args:
@@ -22,9 +23,10 @@ def check(graph: Path, network: Network, reference: Network, rows: int = 2) -> f
         network: what it was exported from, in float32 or float16.
         reference: the same network in float32.
         rows: of the inputs.
+        tolerance: 0: that of the network's type.
 
     Raises:
-        ExportError: it is beyond the type's tolerance, or not a number.
+        ExportError: it is beyond the tolerance, or not a number.
     """
     import onnxruntime
 
@@ -40,7 +42,7 @@ def check(graph: Path, network: Network, reference: Network, rows: int = 2) -> f
     if found.shape != expected.shape:
         raise ExportError(f"{network.name}: the graph gives {list(found.shape)}, torch {list(expected.shape)}")
     error = float((found - expected).norm() / expected.norm())
-    tolerance = TOLERANCES[network.outputs[0].dtype]
+    tolerance = tolerance or TOLERANCES[network.outputs[0].dtype]
     if not error <= tolerance:
         raise ExportError(
             f"{network.name}: the graph is off by {error:.1e} of what torch gives, may be {tolerance:.0e}"
