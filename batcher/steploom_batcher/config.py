@@ -52,9 +52,12 @@ class SchedulerConfig:
         choices=("step", "request"),
     )
     default_tier: str = setting("pro", "tier of a request that names none")
-    ticks_in_flight: int = setting(2, "ticks a worker holds, running or waiting", at_least=1, at_most=8)
+    ticks_in_flight: int = setting(3, "ticks a worker holds, running or waiting", at_least=1, at_most=8)
     lead_s: float = setting(
-        0.005, "seconds before the predicted end of a tick at which the next is planned", at_least=0, at_most=10
+        0.005,
+        "least seconds before the predicted end of a worker's ticks at which the next is planned",
+        at_least=0,
+        at_most=10,
     )
     max_rows: int = setting(64, "most rows of a tick, whatever buckets a worker has", at_least=3, at_most=4096)
     batch_gain: float = setting(

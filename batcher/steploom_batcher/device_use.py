@@ -30,6 +30,7 @@ class DeviceUse:
 
     def __init__(self) -> None:
         self.stages = {stage: StageUse() for stage in Stage}
+        self.idle_s = 0.0  # between ticks of whatever stage
         self._gaps: Counter[float] = Counter()
         self._denoised_until: float | None = None  # seconds since the epoch; None: no tick to count from
 
@@ -51,6 +52,7 @@ class DeviceUse:
         use = self.stages[tick.stage]
         use.ticks += 1
         use.busy_s += report.outcome.seconds
+        self.idle_s += report.outcome.idle_s
         use.rows += tick.rows
         use.padding += tick.bucket - tick.rows
         if tick.stage is Stage.DENOISE:

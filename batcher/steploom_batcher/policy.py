@@ -16,6 +16,7 @@ from steploom_batcher.config import SchedulerConfig
 from steploom_batcher.cost_model import CostModel
 from steploom_batcher.fairness import Flow, Shares
 from steploom_batcher.job import Job, State
+from steploom_batcher.lead import Lead
 from steploom_batcher.types import Entry, Stage, Tick, WorkerProfile
 
 # A job that was in the ticks of this many dying workers runs alone from then on: if it is what kills them, it takes no
@@ -32,6 +33,7 @@ class Worker:
 
     profile: WorkerProfile
     costs: CostModel
+    lead: Lead
     free_slots: list[int]
     jobs: dict[str, Job] = field(default_factory=dict)
     ticks: dict[int, Tick] = field(default_factory=dict)
@@ -39,6 +41,8 @@ class Worker:
     batch: list[Job] = field(default_factory=list)  # request policy: what runs to its end
     is_flushing: bool = False  # a tick did not run: nothing is planned until all in flight are back
     busy_until: float = 0.0  # predicted end of the last tick in flight
+    is_held_back: bool = False  # its next tick could be planned, and is not yet
+    held_back: set[int] = field(default_factory=set)  # ticks in flight that were
 
     @property
     def worker_id(self) -> str:

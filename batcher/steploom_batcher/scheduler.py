@@ -20,6 +20,7 @@ from steploom_batcher.cost_model import CostModel
 from steploom_batcher.fairness import Backlog, Flow, Shares
 from steploom_batcher.giving_up import GivingUp
 from steploom_batcher.job import Job, JobCosts, State
+from steploom_batcher.lead import Lead
 from steploom_batcher.policy import Policy, RequestPolicy, StepPolicy, TickBuilder, Worker, entries_of
 from steploom_batcher.types import (
     Admitted,
@@ -134,7 +135,8 @@ class Scheduler:
         costs = CostModel(profile.costs, self._config.max_rows)
         if costs.buckets(Stage.DENOISE)[-1] < len(Branch):
             raise ValueError(f"worker {profile.worker_id!r} has no bucket for a guided step of {len(Branch)} rows")
-        self._workers[profile.worker_id] = Worker(profile, costs, list(range(profile.num_slots - 1, -1, -1)))
+        free_slots = list(range(profile.num_slots - 1, -1, -1))
+        self._workers[profile.worker_id] = Worker(profile, costs, Lead(self._config.lead_s), free_slots)
         before, _ = self._lost.pop(profile.worker_id, (profile, 0.0))
         self._assign_slots()
         return [] if before.key == profile.key else self._abandon(before.key)
@@ -184,8 +186,12 @@ class Scheduler:
         worker, tick = found
         del worker.ticks[tick_id]
         worker.busy_until = now + sum(item.predicted_s for item in worker.ticks.values())
+        is_held_back = tick_id in worker.held_back
+        worker.held_back.discard(tick_id)
         if outcome.status is Status.OK:
             worker.costs.observe(tick.stage, tick.bucket, outcome.seconds)
+            if is_held_back:
+                worker.lead.learn(outcome.idle_s, outcome.seconds)
         # Ticks in flight behind one that did not run are out of step and are skipped, and so would be one planned among
         # them: only when all are back is every job where the scheduler believes it to be.
         worker.is_flushing = bool(worker.ticks) and (worker.is_flushing or outcome.status is not Status.OK)
@@ -365,9 +371,11 @@ class Scheduler:
             return True
         if worker.is_flushing or len(worker.ticks) >= self._config.ticks_in_flight:
             return False
-        plan_at = worker.busy_until - self._config.lead_s
+        plan_at = worker.busy_until - worker.lead.seconds
         if now < plan_at:
-            self._wake_by(plan_at if worker.has_ready else None)
+            if worker.has_ready:
+                worker.is_held_back = True
+                self._wake_by(plan_at)
             return False
         return True
 
@@ -401,6 +409,9 @@ class Scheduler:
             predicted_s=costs.seconds(builder.stage, builder.rows),
         )
         worker.ticks[tick.tick_id] = tick
+        if worker.is_held_back:
+            worker.held_back.add(tick.tick_id)
+            worker.is_held_back = False
         worker.busy_until = max(now, worker.busy_until) + tick.predicted_s
         self._charge(builder, tick)
         return tick

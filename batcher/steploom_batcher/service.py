@@ -230,6 +230,7 @@ def _worker_status(link: WorkerLink, worker: WorkerStats | None) -> pb.StatusRes
         ],
         progress=_progress(link.ready) if link.ready else None,
         memory=_memory(link.ready.memory) if link.ready else None,
+        idle_s=link.use.idle_s,
     )
 
 

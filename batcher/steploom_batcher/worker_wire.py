@@ -88,7 +88,7 @@ def report_from_wire(report: pb.Report) -> TickReport:
     if done.failures and status is not Status.OK:
         raise ProtocolError(f"tick {done.tick_id} is {status.name} as a whole, and names jobs of it that fail")
     failures = {item.slot: item.error for item in done.failures}
-    outcome = Outcome(status, done.seconds, done.error, failures)
+    outcome = Outcome(status, done.seconds, done.error, failures, done.idle_s)
     pictures = tuple((item.slot, picture_from_wire(item.pixels)) for item in done.pixels) if done.pixels else ()
     return TickReport(done.tick_id, outcome, pictures, done.start_unix_s)
 

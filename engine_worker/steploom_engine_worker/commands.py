@@ -86,6 +86,7 @@ class TickDone:
     error: str = ""
     pictures: Sequence[SlotPicture] = ()
     failures: Mapping[int, str] = field(default_factory=dict)  # by slot; of an OK tick: why its job cannot go on
+    idle_s: float = 0.0  # for which the device had nothing to do before it
 
 
 @dataclass(frozen=True)

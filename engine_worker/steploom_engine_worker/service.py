@@ -205,6 +205,7 @@ def report_tick(done: TickDone) -> worker_pb2.Report:
             pixels=pictures,
             start_unix_s=done.start_unix_s,
             failures=failures,
+            idle_s=done.idle_s,
         )
     )
 

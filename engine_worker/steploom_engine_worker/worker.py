@@ -29,6 +29,7 @@ from steploom_engine_worker.commands import (
 )
 from steploom_engine_worker.engine import Costs, Done, Engine, Job, Pending, Pixels, Stage
 from steploom_engine_worker.errors import FatalEngineError, is_fatal, is_refused_memory
+from steploom_engine_worker.idleness import Idleness
 from steploom_engine_worker.landing import Landing
 from steploom_engine_worker.ledger import IllegalMove, Ledger, Verdict
 from steploom_engine_worker.mailbox import Mailbox
@@ -94,6 +95,7 @@ class _Flight:
     admits: tuple[Admit, ...]  # of its slots
     start_unix_s: float
     begin: float
+    idle_s: float
 
     def answer(self, done: Done) -> TickDone:
         """Without pictures."""
@@ -101,7 +103,8 @@ class _Flight:
             seconds, start_unix_s = time.perf_counter() - self.begin, self.start_unix_s
         else:
             seconds, start_unix_s = done.seconds, time.time() - done.seconds
-        return TickDone(self.tick.tick_id, TickStatus.OK, seconds, start_unix_s, failures=done.failures)
+        tick_id, failures = self.tick.tick_id, done.failures
+        return TickDone(tick_id, TickStatus.OK, seconds, start_unix_s, failures=failures, idle_s=self.idle_s)
 
 
 class _Forget:
@@ -146,6 +149,7 @@ class Worker:
         self._ledger = Ledger(0)
         self._landing: Landing | None = None  # of an engine whose stages may be pending
         self._pace = Pace()
+        self._idleness = Idleness(time.perf_counter)
         self.offer: Ready
 
     def __repr__(self) -> str:
@@ -317,10 +321,11 @@ class Worker:
         if self._landing is not None:
             self._landing.make_room()
             self._check_device()
-        begin = time.perf_counter()
+        begin, idle_s = time.perf_counter(), self._idleness.begin()
         try:
             started = self._start(tick)
         except Exception as error:
+            self._idleness.end()
             # fewer jobs need less memory: a tick that has failed is run again in halves
             may_run_smaller = is_refused_memory(error) and len(tick.slots) > 1
             self._reraise_fatal(error, unless=may_run_smaller)
@@ -332,8 +337,8 @@ class Worker:
             return
         self._ledger.commit(tick)
         admits = tuple(self._ledger[slot].admit for slot in tick.slots)
-        flight = _Flight(session, tick, admits, start_unix_s, begin)
-        self._in_order(lambda: self._land(flight, started.wait()))
+        flight = _Flight(session, tick, admits, start_unix_s, begin, idle_s)
+        self._in_order(lambda: self._land(flight, started))
 
     def _refuse(self, session: Session, tick: Tick, done: TickDone) -> None:
         """Answers a tick that has not run."""
@@ -374,8 +379,10 @@ class Worker:
                 slots.append(slot)
         return slots
 
-    def _land(self, flight: _Flight, done: Done) -> None:
-        """Writes the pictures of a tick that is done, and answers it."""
+    def _land(self, flight: _Flight, started: Done | Pending) -> None:
+        """Waits for a tick, writes its pictures, and answers it."""
+        done = started.wait()
+        self._idleness.end()
         answer = flight.answer(done)
         failures = dict(done.failures)
         pictures: list[SlotPicture] = []

@@ -29,8 +29,8 @@ def tick(stage: Stage, rows: int = 5, bucket: int = 6) -> Tick:
     return Tick(1, "w", stage, Key("m", (4, 8, 8)), (Entry("a", 0, 0),), rows, bucket, 0.0)
 
 
-def report(start_s: float, seconds: float, status: Status = Status.OK) -> TickReport:
-    return TickReport(1, Outcome(status, seconds), start_unix_s=start_s)
+def report(start_s: float, seconds: float, status: Status = Status.OK, idle_s: float = 0.0) -> TickReport:
+    return TickReport(1, Outcome(status, seconds, idle_s=idle_s), start_unix_s=start_s)
 
 
 def test_each_stage_has_its_own_time_and_rows() -> None:
@@ -41,6 +41,13 @@ def test_each_stage_has_its_own_time_and_rows() -> None:
     assert use.stages[Stage.ENCODE] == StageUse(ticks=1, busy_s=0.5, rows=3, padding=1)
     assert use.stages[Stage.DENOISE] == StageUse(ticks=2, busy_s=0.75, rows=11, padding=1)
     assert use.stages[Stage.DECODE] == StageUse()
+
+
+def test_idle_time_is_what_the_worker_says_before_ticks_of_any_stage() -> None:
+    use = DeviceUse()
+    use.add(tick(Stage.ENCODE), report(1.0, 0.5, idle_s=0.25))
+    use.add(tick(Stage.DENOISE), report(1.5, 0.5, idle_s=0.5))
+    assert use.idle_s == 0.75
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.SKIPPED])
@@ -91,8 +98,12 @@ def test_the_pause_before_the_first_tick_of_a_session_is_no_gap() -> None:
 
 
 def test_the_start_of_a_tick_comes_over_the_wire() -> None:
-    done = worker_pb2.TickDone(tick_id=4, status=worker_pb2.TICK_STATUS_OK, seconds=0.5, start_unix_s=12.25)
-    assert report_from_wire(worker_pb2.Report(tick_done=done)).start_unix_s == 12.25
+    done = worker_pb2.TickDone(
+        tick_id=4, status=worker_pb2.TICK_STATUS_OK, seconds=0.5, start_unix_s=12.25, idle_s=0.125
+    )
+    got = report_from_wire(worker_pb2.Report(tick_done=done))
+    assert got.start_unix_s == 12.25
+    assert got.outcome.idle_s == 0.125
 
 
 def test_a_link_counts_what_its_worker_ran_across_sessions() -> None:

@@ -487,6 +487,27 @@ def test_the_next_tick_is_planned_shortly_before_the_last_one_ends() -> None:
     assert len(bench.plan()) == 1
 
 
+def test_a_tick_that_was_held_back_and_came_late_makes_the_next_be_planned_earlier() -> None:
+    bench = Bench(ticks_in_flight=2, lead_s=0.005)
+    for name in "ab":
+        bench.admit(spec(name, steps=9))
+    (worker,) = bench.scheduler._workers.values()
+    leads = []
+    for idle_s in (0.5, 0.0, 0.02, 0.0):
+        while not worker.ticks:
+            bench.plan()
+        bench.plan()  # too early: it is held back
+        bench.now = worker.busy_until - worker.lead.seconds + 1e-6
+        bench.plan()
+        first = next(iter(worker.ticks.values()))
+        bench.now = worker.busy_until
+        bench.scheduler.finish(first.tick_id, Outcome(Status.OK, first.predicted_s, idle_s=idle_s), bench.now)
+        leads.append(worker.lead.seconds)
+    assert leads[0] == 0.005  # the first tick of all was not held back, whatever it found
+    assert leads[2] == pytest.approx(0.045, rel=0.02)
+    assert leads[3] < leads[2]
+
+
 def test_a_hopeless_job_is_given_up_and_its_slot_freed() -> None:
     bench = Bench(num_slots=1)
     bench.admit(spec("a", steps=30, deadline=0.5))

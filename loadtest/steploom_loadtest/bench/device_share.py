@@ -16,7 +16,8 @@ _COUNTERS = ("ticks", "busy_s", "rows", "padding")
 class DeviceShare:
     """Of all workers together; the shares of time are of one device where there is one worker."""
 
-    denoise_busy: float  # share of the time in which a denoise tick ran
+    busy: float  # share of the time in which a tick of any stage ran
+    denoise_busy: float  # the same for denoise ticks
     others_busy: float  # the same for encode and decode; the two may overlap
     rows_per_tick: float  # of denoise ticks, without padding
     padding_share: float  # of the rows that were computed
@@ -36,6 +37,7 @@ def device_share(before: StatusResponse, after: StatusResponse, seconds: float) 
     gaps = Counter(_gaps(after))
     gaps.subtract(_gaps(before))
     return DeviceShare(
+        busy=1.0 - (_idle_s(after) - _idle_s(before)) / seconds,
         denoise_busy=denoise["busy_s"] / seconds,
         others_busy=sum(use[stage]["busy_s"] for stage in (Stage.ENCODE, Stage.DECODE)) / seconds,
         rows_per_tick=denoise["rows"] / max(1, denoise["ticks"]),
@@ -61,6 +63,10 @@ def _total(status: StatusResponse, stage: Stage, name: str) -> float:
     """One counter of a stage, over all workers."""
     uses = (use for worker in status.workers for use in worker.stages if int(use.stage) == stage)
     return sum(float(getattr(use, name)) for use in uses)
+
+
+def _idle_s(status: StatusResponse) -> float:
+    return sum(worker.idle_s for worker in status.workers)
 
 
 def _gaps(status: StatusResponse) -> Counter[float]:

@@ -143,7 +143,7 @@ def _saturations(options: Options, worker: str, mixes: Mixes) -> tuple[dict[str,
             share = found[name].device
             options.say(
                 f"{NAME}: {name}: {found[name].rate:.2f} pictures/s, {share.rows_per_tick:.1f} rows a tick of "
-                f"{share.tick_ms:.1f} ms, denoise busy {share.denoise_busy:.1%}"
+                f"{share.tick_ms:.1f} ms, busy {share.busy:.1%}"
             )
     return found, payload
 
@@ -181,7 +181,7 @@ def _pictures_table(saturations: Mapping[str, Saturation]) -> Table:
 
 
 def _device_table(saturations: Mapping[str, Saturation]) -> Table:
-    columns = ("pictures/s", "rows a tick", "padding", "ms a tick", "ms a row", "denoise busy", "encode, decode busy")
+    columns = ("pictures/s", "rows a tick", "padding", "ms a tick", "ms a row", "busy", "denoise", "encode, decode")
     table = _table("saturated: the device", ("mix",), (*columns, "gap p50 ms", "gap p99 ms"))
     for name, found in saturations.items():
         share = found.device
@@ -192,6 +192,7 @@ def _device_table(saturations: Mapping[str, Saturation]) -> Table:
             f"{share.padding_share:.1%}",
             f"{share.tick_ms:.2f}",
             f"{share.row_ms:.2f}",
+            f"{share.busy:.1%}",
             f"{share.denoise_busy:.1%}",
             f"{share.others_busy:.1%}",
             f"{share.gap_p50_ms:.2f}",

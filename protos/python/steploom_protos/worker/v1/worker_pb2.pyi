@@ -227,7 +227,7 @@ class Ready(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., costs: _Optional[_Iterable[_Union[BucketCost, _Mapping]]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ...) -> None: ...
 
 class TickDone(_message.Message):
-    __slots__ = ("tick_id", "status", "seconds", "error", "pixels", "start_unix_s", "failures")
+    __slots__ = ("tick_id", "status", "seconds", "error", "pixels", "start_unix_s", "failures", "idle_s")
     TICK_ID_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -235,6 +235,7 @@ class TickDone(_message.Message):
     PIXELS_FIELD_NUMBER: _ClassVar[int]
     START_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     FAILURES_FIELD_NUMBER: _ClassVar[int]
+    IDLE_S_FIELD_NUMBER: _ClassVar[int]
     tick_id: int
     status: TickStatus
     seconds: float
@@ -242,7 +243,8 @@ class TickDone(_message.Message):
     pixels: _containers.RepeatedCompositeFieldContainer[SlotPixels]
     start_unix_s: float
     failures: _containers.RepeatedCompositeFieldContainer[SlotFailure]
-    def __init__(self, tick_id: _Optional[int] = ..., status: _Optional[_Union[TickStatus, str]] = ..., seconds: _Optional[float] = ..., error: _Optional[str] = ..., pixels: _Optional[_Iterable[_Union[SlotPixels, _Mapping]]] = ..., start_unix_s: _Optional[float] = ..., failures: _Optional[_Iterable[_Union[SlotFailure, _Mapping]]] = ...) -> None: ...
+    idle_s: float
+    def __init__(self, tick_id: _Optional[int] = ..., status: _Optional[_Union[TickStatus, str]] = ..., seconds: _Optional[float] = ..., error: _Optional[str] = ..., pixels: _Optional[_Iterable[_Union[SlotPixels, _Mapping]]] = ..., start_unix_s: _Optional[float] = ..., failures: _Optional[_Iterable[_Union[SlotFailure, _Mapping]]] = ..., idle_s: _Optional[float] = ...) -> None: ...
 
 class SlotFailure(_message.Message):
     __slots__ = ("slot", "error")
