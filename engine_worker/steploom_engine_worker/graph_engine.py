@@ -174,6 +174,7 @@ class GraphEngine(TorchEngine):
         self._estimates = ring((min(num_slots, max(buckets.denoise)), *model.latent_shape), torch.float32)
         self._pinned = PinnedMemory(registrar_of(device))
         self._staged = HostRing(num_slots - 1, (model.side, model.side, 3), torch.uint8, device)
+        self._orders_staged = HostRing(num_slots - 1, (self.slots.order_size,), torch.float32, device)
         # an encode tick has tokens, and perhaps a mask
         self._tokens = HostRing(2 * MAX_PENDING + 1, (most_jobs, model.num_tokens), torch.int64, device)
         self._steps: dict[Recording, StepGraph] = {}
@@ -322,6 +323,9 @@ class GraphEngine(TorchEngine):
             self._admission.follow(self._marks[slot])  # of a job that nobody waits for any more, perhaps
             super().admit(slot, job)
             self._marks[slot] = self._admission.mark()
+
+    def _order_memory(self) -> Tensor:
+        return self._orders_staged.next()
 
     def _put_pixels(self, slot: int, pixels: Pixels) -> None:
         target = self.slots.pixels[slot]

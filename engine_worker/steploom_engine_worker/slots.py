@@ -73,19 +73,39 @@ class Slots:
         """
         return {name: item for name, item in vars(self).items() if isinstance(item, Tensor)}
 
-    def put_order(self, slot: int, order: Order) -> None:
-        """A job's course, scales and adapter, the branches of its rows, and its seed."""
+    @property
+    def order_size(self) -> int:
+        """Numbers that `put_order` stages at most."""
+        return (1 + NUM_COEFFICIENTS) * self.timesteps.shape[1] + len(Branch) + 2
+
+    def put_order(self, slot: int, order: Order, staged: Tensor | None = None) -> None:
+        """A job's course, scales and adapter, the branches of its rows, and its seed.
+
+        Args:
+            slot: of the job.
+            order: what it asks for.
+            staged: float32 [order_size] of the host, from which a device copies by itself, and which stays as it is until
+                it has. None: memory of its own.
+        """
         table = order.table
         steps = len(table.timesteps)
-        self.timesteps[slot, :steps] = torch.from_numpy(table.timesteps)
-        self.coefficients[slot, :steps] = torch.from_numpy(table.coefficients)
+        parts = (
+            (self.timesteps[slot, :steps], table.timesteps),
+            (self.coefficients[slot, :steps], table.coefficients.reshape(-1)),
+            (self.scales[slot], [order.guidance_scale, order.image_guidance_scale]),
+            (self.weights[slot], [order.weights.get(branch, 0.0) for branch in Branch]),
+        )
+        staged = torch.empty(self.order_size) if staged is None else staged
+        end = 0
+        for place, values in parts:
+            start, end = end, end + place.numel()
+            staged.numpy()[start:end] = values
+            place.copy_(staged[start:end].view(place.shape), non_blocking=True)
         self.initial_scale[slot] = table.initial_scale
         self.adapters[slot] = order.adapter
         self.adapter_numbers[slot] = order.adapter
         self.gates[slot] = float(order.adapter != NO_ADAPTER)
-        self.scales[slot] = torch.tensor([order.guidance_scale, order.image_guidance_scale])
-        self.weights[slot] = torch.tensor([order.weights.get(branch, 0.0) for branch in Branch])
-        self.seeds[slot] = as_int64([order.seed])[0]
+        self.seeds[slot] = int(as_int64([order.seed])[0])
         self._branches[slot] = tuple(order.weights)
 
     def rows(self, slots: Sequence[int]) -> TickRows:

@@ -173,9 +173,13 @@ class TorchEngine:
 
     @torch.inference_mode()
     def admit(self, slot: int, job: Job) -> None:
-        self.slots.put_order(slot, self._orders.order(job))
+        self.slots.put_order(slot, self._orders.order(job), self._order_memory())
         self._put_pixels(slot, job.pixels)
         self._instructions[slot] = job.instruction
+
+    def _order_memory(self) -> Tensor | None:
+        """Where the host stages an order."""
+        return None
 
     def _put_pixels(self, slot: int, pixels: Pixels) -> None:
         self.slots.pixels[slot] = torch.from_numpy(pixels.copy())

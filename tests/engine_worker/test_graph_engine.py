@@ -584,7 +584,8 @@ def test_weights_are_counted_once_and_merged_forms_too(adapted_dir: Path, plain:
     assert plain.memory.weights > lean.weights + 0.1 * each[0]
     few = Buckets((1,), (3,), (1,))
     fused = [GraphEngine(load_model(adapted_dir), 1, 8, CPU, torch.float32, few, merge) for merge in (False, True)]
-    assert 0.9 * sum(each) < fused[0].memory.weights < 1.3 * sum(each)
+    # phases of enlarging convolutions, and counters of norms, which weigh much beside so small a model
+    assert 0.9 * sum(each) < fused[0].memory.weights < 1.4 * sum(each)
     assert fused[1].memory.weights > fused[0].memory.weights + 0.1 * each[0]
 
 

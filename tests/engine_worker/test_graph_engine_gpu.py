@@ -94,13 +94,13 @@ def test_half_precision_draws_nearly_the_cpu_s_pictures(
         assert np.abs(ours.astype(int) - theirs).mean() < 2
 
 
-def test_nothing_in_a_denoise_tick_waits_for_the_device(half: GraphEngine, make_job: Callable[..., Job]) -> None:
+def test_nothing_from_admission_on_waits_for_the_device(half: GraphEngine, make_job: Callable[..., Job]) -> None:
     jobs = jobs_of(make_job, ("", "few-step"))
     draw(half, jobs)
-    for slot, job in enumerate(jobs):
-        half.admit(slot, job)
     torch.cuda.set_sync_debug_mode("error")
     try:
+        for slot, job in enumerate(jobs):
+            half.admit(slot, job)
         started = [half.encode([0, 1])]
         started += [half.denoise([0, 1], [step, step]) for step in range(3)]
         started.append(half.decode([0, 1]))
