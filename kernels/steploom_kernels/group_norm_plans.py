@@ -24,11 +24,11 @@ from steploom_kernels.jit import cdiv
 # A thread of a warp reads eight values of half precision at once. Held packed, 64 of them are 32 registers.
 _THREADS = 32  # of a warp
 _REGISTERS = 65536  # of a multiprocessor
-_TILE = (
-    16384  # values: 32 KiB; of three programs a multiprocessor keeps 96 on their way, and 8 warps each hold 64 a thread
-)
+# Values: 32 KiB. Of three programs a multiprocessor keeps 96 on their way, and of 8 warps a thread holds 64 values.
+_TILE = 16384
 _WHOLE_TILE = 16384
 _MAX_WIDTH = 256
+_FEW_PIXELS = 1024  # up to here more and smaller programs were the faster on an H100
 MAX_CHUNKS = 128  # that a program of the second launch joins
 MAX_WAITING = 32  # programs: with three launches at once, not on every one of so many multiprocessors:
 MIN_MULTIPROCESSORS = 100
@@ -96,6 +96,8 @@ def default_plan(picture: Picture) -> Plan:
     if padded * narrow.width <= _WHOLE_TILE:
         return Plan(narrow, padded, _whole_warps(padded * narrow.width))
     run = full_run(picture.channels, picture.groups)
+    if picture.pixels <= _FEW_PIXELS:
+        return Plan(run, max(1, _TILE // 2 // run.width), num_warps=4, max_registers=80)
     return Plan(run, max(1, _TILE // run.width), num_warps=8, max_registers=80)
 
 
