@@ -11,8 +11,10 @@ from pathlib import Path
 
 from steploom_batcher.config import BatcherConfig
 from steploom_batcher.server import BatcherServer
+from steploom_common.internal import Internal
 from steploom_common.rpc import BindError, Shutdown
 from steploom_common.settings import ConfigError, read_section
+from steploom_common.tls_files import InternalConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workers = options.worker or config.workers
         if not workers:
             parser.error("no worker: give --worker ADDR, or batcher.workers in the configuration")
-        asyncio.run(_serve(config, options.listen, workers))
+        internal = Internal(read_section(options.config, "internal", InternalConfig))
+        asyncio.run(_serve(config, options.listen, workers, internal))
     except (ConfigError, BindError) as error:
         print(f"steploom_batcher: {error}", file=sys.stderr)
         return 2
@@ -40,10 +43,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _serve(config: BatcherConfig, listen: str, workers: Sequence[str]) -> None:
+async def _serve(config: BatcherConfig, listen: str, workers: Sequence[str], internal: Internal) -> None:
     shutdown = Shutdown()
     shutdown.listen()
-    await BatcherServer(config, listen, workers).run(shutdown)
+    await BatcherServer(config, listen, workers, internal).run(shutdown)
 
 
 if __name__ == "__main__":

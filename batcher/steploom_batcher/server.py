@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -17,6 +18,7 @@ from steploom_batcher.driver import Driver
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.service import BatcherService
 from steploom_batcher.worker_link import Backoff, Dial, WorkerLink, dial_grpc
+from steploom_common.internal import PLAIN, Internal
 from steploom_common.rpc import INTERNAL_OPTIONS, ErrorInterceptor, Shutdown, bind
 from steploom_protos.batcher.v1 import batcher_pb2_grpc
 
@@ -33,10 +35,17 @@ class BatcherServer:
         config: the `[batcher]` table.
         listen: host:port or unix:/path.
         workers: addresses to dial.
-        dial: how a worker is reached.
+        internal: how workers are reached, and others reach us.
+
+    Raises:
+        ConfigError: a worker would be reached in the clear over a network.
     """
 
-    def __init__(self, config: BatcherConfig, listen: str, workers: Sequence[str], dial: Dial = dial_grpc) -> None:
+    def __init__(self, config: BatcherConfig, listen: str, workers: Sequence[str], internal: Internal = PLAIN) -> None:
+        for address in workers:
+            internal.credentials(address)
+        self._internal = internal
+        dial = partial(dial_grpc, internal=internal)
         self._config = config
         self._listen = listen
         self._health = health_aio.HealthServicer()
@@ -57,9 +66,10 @@ class BatcherServer:
 
         Raises:
             BindError: the address is taken.
+            ConfigError: it would be listened on in the clear over a network.
         """
         self._publish_health()
-        bind(self._server, self._listen)
+        bind(self._server, self._listen, self._internal.server_credentials(self._listen))
         await self._server.start()
         for link in self.links:
             link.start()

@@ -25,7 +25,7 @@ from steploom_batcher.worker_wire import (
     ready_from_wire,
     report_from_wire,
 )
-from steploom_common.rpc import INTERNAL_OPTIONS
+from steploom_common.internal import PLAIN, Internal
 from steploom_protos.worker.v1 import worker_pb2 as pb
 from steploom_protos.worker.v1 import worker_pb2_grpc
 
@@ -246,11 +246,10 @@ class GrpcSession:
 
 
 @asynccontextmanager
-async def dial_grpc(address: str) -> AsyncIterator[Session]:
-    """Opens the stream and waits for the worker's first words."""
+async def dial_grpc(address: str, internal: Internal = PLAIN) -> AsyncIterator[Session]:
+    """Opens the stream, with the certificates that there are now, and waits for the worker's first words."""
     # no shared subchannels: gRPC's own back-off of the last try must not delay this one
-    options = [*INTERNAL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
+    async with internal.channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         call = worker_pb2_grpc.WorkerStub(channel).Drive()
         try:
             try:

@@ -29,6 +29,24 @@ class ServerTls:
         return bool(self.cert)
 
 
+@dataclass(frozen=True)
+class InternalConfig:
+    """The `[internal]` table: what gateway, batcher and workers show each other where they are not on one host."""
+
+    cert: str = setting("", "PEM file of this service's certificate, by which it serves and dials; empty: none")
+    key: str = setting("", "PEM file of the certificate's private key, without a password")
+    ca: str = setting("", "PEM file of the authorities of which the other services must show a certificate")
+    allow_plain: bool = setting(
+        False, "whether services talk without TLS over a network; right only where nobody else is on it"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_pair(self.cert, self.key)
+        if bool(self.cert) != bool(self.ca):
+            raise ConfigError("ca" if self.cert else "cert", "is empty, must be set: TLS between services is mutual")
+
+
 def check_pair(cert: str, key: str, prefix: str = "") -> None:
     """Holds that a certificate and its key are named together.
 

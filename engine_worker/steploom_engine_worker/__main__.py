@@ -14,8 +14,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from steploom_common.internal import Internal
 from steploom_common.rpc import BindError, Shutdown
 from steploom_common.settings import ConfigError, read_section, replace
+from steploom_common.tls_files import InternalConfig
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.errors import EXIT_FATAL, ModelError, is_fatal
 from steploom_engine_worker.launch import build_engine, check_machine
@@ -57,7 +59,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.check:
             check_machine(config)
             return 0
-        has_ended = asyncio.run(_serve(config, arguments.listen))
+        internal = Internal(read_section(arguments.config, "internal", InternalConfig))
+        has_ended = asyncio.run(_serve(config, arguments.listen, internal))
     except Exception as error:
         if is_fatal(error):  # also where a model could not be read for want of memory
             log.critical("the engine cannot go on: %s", error)
@@ -70,11 +73,12 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if has_ended else 1
 
 
-async def _serve(config: WorkerConfig, address: str) -> bool:
+async def _serve(config: WorkerConfig, address: str, internal: Internal) -> bool:
     shutdown = Shutdown()
     shutdown.listen()
     worker_id = f"{os.uname().nodename}-{os.getpid()}"
-    return await WorkerServer(address, worker_id, partial(build_engine, config), config.drain_s).run(shutdown)
+    server = WorkerServer(address, worker_id, partial(build_engine, config), config.drain_s, internal)
+    return await server.run(shutdown)
 
 
 def _end(code: int) -> None:

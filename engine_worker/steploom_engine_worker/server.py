@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from steploom_common.arena import default_directory
+from steploom_common.internal import PLAIN, Internal
 from steploom_common.rpc import INTERNAL_OPTIONS, ErrorInterceptor, Shutdown, bind
 from steploom_engine_worker.engine import Costs, Engine
 from steploom_engine_worker.service import WorkerService
@@ -36,9 +37,18 @@ class WorkerServer:
         worker_id: unique among the workers of a batcher.
         build: makes the engine and measures its costs.
         drain_s: seconds for jobs in slots to end once asked to stop.
+        internal: how the batcher reaches us.
     """
 
-    def __init__(self, address: str, worker_id: str, build: Callable[[], tuple[Engine, Costs]], drain_s: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        worker_id: str,
+        build: Callable[[], tuple[Engine, Costs]],
+        drain_s: float,
+        internal: Internal = PLAIN,
+    ) -> None:
+        self._internal = internal
         self._address = address
         self._drain_s = drain_s
         self.worker = Worker(worker_id, build, default_directory(_runtime_directory(address)))
@@ -52,13 +62,14 @@ class WorkerServer:
 
         Raises:
             BindError: the address cannot be had.
+            ConfigError: it would be listened on in the clear over a network.
             Exception: what kept the engine from starting, or what ended it.
         """
         server = grpc.aio.server(options=INTERNAL_OPTIONS, interceptors=[ErrorInterceptor()])
         worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(self.worker), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await self._set_health(False)
-        bind(server, self._address)
+        bind(server, self._address, self._internal.server_credentials(self._address))
         await server.start()
         self.worker.start()
         try:

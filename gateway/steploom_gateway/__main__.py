@@ -14,9 +14,11 @@ from pathlib import Path
 from PIL import Image
 
 from steploom_common.arena import default_directory
+from steploom_common.internal import Internal
 from steploom_common.rpc import BindError, Shutdown
 from steploom_common.runtime import runtime_path, socket_address
 from steploom_common.settings import ConfigError, read_section, replace
+from steploom_common.tls_files import InternalConfig
 from steploom_gateway.config import GatewayConfig
 from steploom_gateway.server import Gateway
 
@@ -40,17 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if not config.batcher:
             config = replace(config, batcher=socket_address(runtime, "batcher"))
-        asyncio.run(_serve(config, default_directory(runtime)))
+        internal = Internal(read_section(options.config, "internal", InternalConfig))
+        asyncio.run(_serve(config, default_directory(runtime), internal))
     except (ConfigError, BindError) as error:
         print(f"steploom-gateway: {error}", file=sys.stderr)
         return _USAGE_ERROR
     return 0
 
 
-async def _serve(config: GatewayConfig, arena_dir: Path) -> None:
+async def _serve(config: GatewayConfig, arena_dir: Path, internal: Internal) -> None:
     shutdown = Shutdown()
     shutdown.listen()
-    gateway = Gateway(config, arena_dir)
+    gateway = Gateway(config, arena_dir, internal)
     try:
         await gateway.start()
         await shutdown.requested.wait()

@@ -10,7 +10,7 @@ from contextlib import suppress
 import grpc
 import grpc.aio
 
-from steploom_common.rpc import INTERNAL_OPTIONS
+from steploom_common.internal import PLAIN, Internal
 from steploom_gateway.catalogue import Catalogue, Model, StageWork
 from steploom_protos.batcher.v1 import batcher_pb2, batcher_pb2_grpc
 from steploom_protos.worker.v1 import worker_pb2
@@ -36,9 +36,19 @@ class BatcherClient:
         address: unix:/path or host:port.
         poll_s: seconds between looks at its status; failed looks start closer together.
         on_change: told at each change whether work can be done.
+        internal: how it is reached.
+
+    Raises:
+        ConfigError: it would be reached in the clear over a network.
     """
 
-    def __init__(self, address: str, poll_s: float, on_change: Callable[[bool], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        address: str,
+        poll_s: float,
+        on_change: Callable[[bool], Awaitable[None]],
+        internal: Internal = PLAIN,
+    ) -> None:
         self.catalogue: Catalogue | None = None  # the last known; None until a worker has been up
         self.address = address
         self._poll_s = poll_s
@@ -46,7 +56,9 @@ class BatcherClient:
         self.is_serving = False  # a worker is up, and the batcher takes jobs
         self._last_problem = ""
         self._look = asyncio.Event()
-        self._channel = grpc.aio.insecure_channel(address, INTERNAL_OPTIONS)
+        self._internal = internal
+        self._shown = internal.credentials(address)  # when the channel was made
+        self._channel = internal.channel(address)
         self._stub = batcher_pb2_grpc.BatcherStub(self._channel)
         self._poller = asyncio.create_task(self._follow(), name="batcher status")
 
@@ -100,6 +112,7 @@ class BatcherClient:
             status = await self._stub.Status(batcher_pb2.StatusRequest(), timeout=_STATUS_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             self._report(f"cannot be reached: {error.details()}")
+            await self._take_new_certificates()
             return False
         if not status.HasField("model"):
             self._report("has no worker yet")
@@ -107,6 +120,16 @@ class BatcherClient:
         self._last_problem = ""
         self.catalogue = _catalogue(status)
         return self.catalogue.is_serving
+
+    async def _take_new_certificates(self) -> None:
+        """Dials anew where they have changed: a channel keeps those that it was made with."""
+        latest = self._internal.credentials(self.address)
+        if latest == self._shown:
+            return
+        old, self._shown = self._channel, latest
+        self._channel = self._internal.channel(self.address)
+        self._stub = batcher_pb2_grpc.BatcherStub(self._channel)
+        await old.close()
 
     def _report(self, problem: str) -> None:
         """Logs a lasting problem once."""

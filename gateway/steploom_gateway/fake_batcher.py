@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import grpc.aio
 import numpy as np
 
@@ -75,6 +76,7 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         self.resume = asyncio.Event()
         self.release = asyncio.Event()
         self.reached = asyncio.Event()  # the moment at which the script holds, by one job at least
+        self.credentials: grpc.ServerCredentials | None = None  # of TLS, from the next start on
         self.port = 0  # once started
         self._jobs: dict[str, _Job] = {}
         self._views = ArenaViews(arena_dir)
@@ -96,7 +98,7 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         """Listens."""
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=INTERNAL_OPTIONS)
         batcher_pb2_grpc.add_BatcherServicer_to_server(self, self._server)
-        self.port = bind(self._server, self.address)
+        self.port = bind(self._server, self.address, self.credentials)
         await self._server.start()
 
     async def stop(self) -> None:

@@ -11,6 +11,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from steploom_common.internal import PLAIN, Internal
 from steploom_common.rpc import ErrorInterceptor, Shutdown, bind
 from steploom_common.runtime import is_local
 from steploom_common.tls import server_tls
@@ -42,17 +43,18 @@ class Gateway:
     Args:
         config: settings; `batcher` must be set.
         arena_dir: folder of the shared memory.
+        internal: how the batcher is reached.
 
     Raises:
-        ConfigError: the file of tokens is wrong.
+        ConfigError: the file of tokens is wrong, or the batcher would be reached in the clear over a network.
     """
 
-    def __init__(self, config: GatewayConfig, arena_dir: Path) -> None:
+    def __init__(self, config: GatewayConfig, arena_dir: Path, internal: Internal = PLAIN) -> None:
         self._config = config
         self.metrics = Metrics()
         self.gate = Gate(config.tokens, config.max_calls_per_token, self.metrics.count_refused)
         self._health = health.aio.HealthServicer()
-        self.batcher = BatcherClient(config.batcher, config.poll_s, self._set_serving)
+        self.batcher = BatcherClient(config.batcher, config.poll_s, self._set_serving, internal)
         is_local = config.batcher.startswith("unix:")
         self.loans = Loans(arena_dir if is_local else None, config.arena_blocks, self.batcher.cancel, config.settle_s)
         self.codec = CodecPool(config.codec_threads, image_bounds(config), self.metrics.observe_codec)

@@ -8,6 +8,7 @@ from pathlib import Path
 from steploom.backoff import Backoff
 from steploom_batcher.config import BatcherConfig
 from steploom_common.settings import check, from_table, read_toml, section, setting
+from steploom_common.tls_files import InternalConfig
 from steploom_engine_worker.config import WorkerConfig
 from steploom_gateway.config import GatewayConfig
 
@@ -54,6 +55,7 @@ class SteploomConfig:
     gateway: GatewayConfig = section(GatewayConfig, "the front door")
     batcher: BatcherConfig = section(BatcherConfig, "the scheduler and its service")
     worker: WorkerConfig = section(WorkerConfig, "the engine worker")
+    internal: InternalConfig = section(InternalConfig, "between the services, where they are not on one host")
     up: UpConfig = section(UpConfig, "the supervisor behind `steploom up`")
 
 

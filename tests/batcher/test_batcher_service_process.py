@@ -54,7 +54,7 @@ async def end_of(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
         (["--listen", "unix:{folder}/b"], "no worker: give --worker"),
         (["--listen", "unix:{folder}/b", "--worker", "x:1", "--config", "{folder}/none.toml"], "cannot be read"),
         (["--listen", "unix:{folder}/b", "--worker", "x:1", "--config", "{folder}/bad.toml"], "batcher.max_rows"),
-        (["--listen", "127.0.0.1:{port}", "--worker", "x:1"], "is another service using it?"),
+        (["--listen", "127.0.0.1:{port}", "--worker", "localhost:1"], "is another service using it?"),
     ],
 )
 async def test_a_usage_error_is_said_in_a_line(tmp_path: Path, flags: list[str], words: str) -> None:
