@@ -50,7 +50,7 @@ except (ImportError, AttributeError):  # no Triton, or one before 3.6
 
 
 _LOG2_E = 1.4426950408889634
-_QUERIES = 64  # of a group: what the tensor cores take from four warps
+_QUERIES = 16  # of a warp: the tensor cores take 64 from four
 _PIECE = 8  # values of half precision in 16 bytes, by which bulk copies go
 _FEWEST_TOKENS = 512  # below, a program has too little to do for all that it sets up
 
@@ -58,7 +58,7 @@ _FEWEST_TOKENS = 512  # below, a program has too little to do for all that it se
 class HopperPlan(NamedTuple):
     """How the work is cut."""
 
-    groups: int  # that compute, in a program
+    groups: int  # that compute, in a program: each has code of its own, and waits for no other
     block_n: int  # keys at a time
     stages: int  # blocks of keys and values that are on their way or in use
     # 0: a group's products and powers take turns; 1: the last block's sums go on beside powers; 2: the next block's
@@ -66,24 +66,23 @@ class HopperPlan(NamedTuple):
     beside: int
     # columns of a head are cut into one or two powers of two; beyond the head they are zeros
     k_parts: tuple[int, ...]  # of queries and keys, from 16 up
-    v_parts: tuple[int, ...]  # of values, from 8 up
+    # of values, from 8 up; where one is 8, at most 64 keys: Triton 3.6 to 3.9 describes longer columns wrongly
+    v_parts: tuple[int, ...]
     q_shared: bool = False  # queries stay in shared memory: fewer registers
     polynomial: int = 0  # of eight groups of eight neighbouring keys, how many take their powers from the polynomial
-    ones: bool = False  # the tensor cores sum the shares up, as products with ones
-    stays: bool = True  # a program for each multiprocessor, which goes on to further queries; else one for each block
+    ones: bool = False  # the tensor cores sum the shares up, as products with 8 columns of ones
+    stays: bool = True  # programs go on to further queries; else each has one block
+    warps: int = 4  # of a group, which wait for each other at each block; 16 queries each
+    programs: int = 1  # of a multiprocessor
 
 
-_FEWEST_GROUPS = 2
 _GAPS = 2  # what a turn of a program takes beyond its groups, in groups: estimated
-# By groups that compute: registers of a thread when a program starts, of one that computes, and of one that fetches.
-# A multiprocessor has 65536; the group that starts the others has what these leave.
-_REGISTERS = {2: (168, 240, 24), 3: (128, 160, 24), 4: (96, 112, 32)}
+_REGISTERS = 65536  # of a multiprocessor
 _PLANS = {
-    40: HopperPlan(3, 128, 3, 0, (32, 16), (32, 16)),
+    40: HopperPlan(4, 64, 4, 0, (32, 16), (32, 8), ones=True),
     64: HopperPlan(3, 128, 3, 0, (64,), (64,)),
     80: HopperPlan(2, 128, 3, 0, (64, 16), (64, 16)),
 }
-
 HOPPER_WIDTHS = tuple(_PLANS)  # of heads
 
 
@@ -136,23 +135,24 @@ def attention_hopper(
     rows, tokens_q, heads, width = q.shape
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    programs = _multiprocessors(q.device)
-    plan = plan or usual_plan(width, tokens_q, heads * rows, programs)
-    tiles = cdiv(tokens_q, _QUERIES * plan.groups) * heads * rows
+    places = _multiprocessors(q.device)
+    plan = plan or usual_plan(width, tokens_q, heads * rows, places)
+    tiles = cdiv(tokens_q, _QUERIES * plan.warps * plan.groups) * heads * rows
+    programs = min(tiles, places * plan.programs) if plan.stays else tiles
     descriptors = [
-        *_descriptors(q, _QUERIES, plan.k_parts),
+        *_descriptors(q, _QUERIES * plan.warps, plan.k_parts),
         *_descriptors(k, plan.block_n, plan.k_parts),
         *_descriptors(v, plan.block_n, plan.v_parts),
     ]
     scale = width**-0.5 if scale is None else scale
-    _hopper_kernel[(min(tiles, programs) if plan.stays else tiles,)](
+    _hopper_kernel[(programs,)](
         out, *descriptors, rows, tokens_q, k.shape[1], heads, scale * _LOG2_E,
-        **constants(plan, width), num_warps=4, maxnreg=_REGISTERS[plan.groups][0],
+        **constants(plan, width), **options(plan),
     )  # fmt: skip
     return out
 
 
-def usual_plan(width: int, tokens_q: int, heads: int, programs: int) -> HopperPlan:
+def usual_plan(width: int, tokens_q: int, heads: int, places: int) -> HopperPlan:
     """The plan for heads of a width, so many in all pictures together, on so many multiprocessors.
 
     The number of pictures decides over groups in a program alone, and groups know nothing of each other: a picture's
@@ -161,37 +161,41 @@ def usual_plan(width: int, tokens_q: int, heads: int, programs: int) -> HopperPl
     plan = _PLANS[width]
 
     def cost(groups: int) -> int:
-        turns = cdiv(cdiv(tokens_q, _QUERIES * groups) * heads, programs)
+        turns = cdiv(cdiv(tokens_q, _QUERIES * plan.warps * groups) * heads, places)
         return turns * (groups + _GAPS)
 
-    return plan._replace(groups=min(range(plan.groups, _FEWEST_GROUPS - 1, -1), key=cost))
+    return plan._replace(groups=min(range(plan.groups, 1, -1), key=cost))
 
 
 def candidate_plans(width: int) -> list[HopperPlan]:
     """Plans to measure for heads of a width, the usual one among them."""
-    k_parts, v_parts = _PLANS[width].k_parts, _PLANS[width].v_parts
+    k_parts = v_parts = _PLANS[width].k_parts
     found = [
         _PLANS[width],
-        HopperPlan(3, 128, 3, 1, k_parts, v_parts, q_shared=True),
-        HopperPlan(3, 64, 4, 1, k_parts, v_parts, q_shared=True),
-        HopperPlan(2, 128, 3, 0, k_parts, v_parts),
+        HopperPlan(4, 64, 3, 0, k_parts, v_parts, q_shared=width > 64),
+        HopperPlan(1, 64, 4, 0, k_parts, v_parts, q_shared=width > 64, warps=8, programs=2),
         HopperPlan(3, 128, 3, 0, k_parts, v_parts),
+        HopperPlan(3, 128, 3, 0, k_parts, v_parts, stays=False),
+        HopperPlan(2, 128, 3, 0, k_parts, v_parts),
         HopperPlan(2, 128, 3, 1, k_parts, v_parts),
         HopperPlan(2, 128, 3, 2, k_parts, v_parts),
-        HopperPlan(4, 64, 3, 0, k_parts, v_parts, q_shared=True),
+        HopperPlan(1, 128, 3, 1, k_parts, v_parts, warps=8),
     ]
     if width == 40:
         wide, narrow = (64,), (32, 8)
         found += [
-            HopperPlan(3, 128, 3, 0, k_parts, v_parts, stays=False),
-            HopperPlan(3, 128, 3, 0, k_parts, narrow),
-            HopperPlan(3, 128, 3, 0, k_parts, wide),
-            HopperPlan(3, 128, 3, 0, wide, wide),
-            HopperPlan(3, 128, 3, 0, k_parts, narrow, ones=True),
-            HopperPlan(3, 128, 3, 1, k_parts, narrow, q_shared=True, ones=True),
+            HopperPlan(4, 64, 4, 0, k_parts, v_parts),
+            HopperPlan(4, 64, 4, 0, k_parts, narrow),
+            HopperPlan(4, 64, 4, 0, wide, wide),
+            HopperPlan(4, 64, 4, 0, wide, narrow, ones=True),
+            HopperPlan(4, 64, 4, 1, k_parts, narrow, ones=True),
+            HopperPlan(4, 64, 4, 0, k_parts, narrow, polynomial=1, ones=True),
+            HopperPlan(2, 64, 4, 0, k_parts, narrow, ones=True, warps=8),
+            HopperPlan(1, 64, 4, 0, k_parts, narrow, ones=True, warps=16),
+            HopperPlan(1, 64, 4, 0, k_parts, narrow, ones=True, warps=8, programs=2),
+            HopperPlan(1, 64, 3, 0, k_parts, narrow, ones=True, programs=4),
+            HopperPlan(3, 128, 4, 1, k_parts, v_parts, q_shared=True),
         ]
-    whole = [plan for plan in found if plan.groups == _PLANS[width].groups and plan.block_n == 128 and plan.stays]
-    found += [plan._replace(polynomial=share) for plan in whole for share in (1, 2)]
     return list(dict.fromkeys(found))
 
 
@@ -210,8 +214,26 @@ def layout_of(columns: int) -> Any:
 
 def constants(plan: HopperPlan, width: int) -> dict[str, Any]:
     """The kernel's."""
-    _, of_groups, of_fetching = _REGISTERS[plan.groups]
+    _, of_groups, of_fetching = registers(plan)
     return {"width": width, "plan": plan, "of_groups": of_groups, "of_fetching": of_fetching}
+
+
+def options(plan: HopperPlan) -> dict[str, int]:
+    """The compiler's."""
+    return {"num_warps": plan.warps, "maxnreg": registers(plan)[0]}
+
+
+def registers(plan: HopperPlan) -> tuple[int, int, int]:
+    """Of a thread when a program starts, of one that computes, and of one that fetches.
+
+    They are given out in eights, to four warps at a time: the one that fetches has three idle ones beside it.
+    """
+    computing = plan.groups * plan.warps // 4
+    at_first = _REGISTERS // (plan.programs * 128 * (computing + 1)) // 8 * 8
+    all_together = at_first * (computing + 1)
+    of_groups = min(240, (all_together - 24) // computing // 8 * 8)
+    # what is left over is of use to the first group, or where it is too little for that, to the one that fetches
+    return at_first, of_groups, min(32, all_together - of_groups * computing) if computing > 3 or plan.warps > 4 else 24
 
 
 @_jit(do_not_specialize=("rows", "tokens_q", "tokens_k", "heads"))  # one compiled form for any number of pictures
@@ -245,7 +267,7 @@ def _hopper_kernel(
     ones = q1
     if plan.ones:
         element: gl.constexpr = out.dtype.element_ty
-        in_registers: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [4, 1], [1, 0])
+        in_registers: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [plan.warps, 1], [1, 0])
         block: gl.constexpr = [plan.block_n, 8]
         filled = gl.full(block, 1.0, element, in_registers)
         ones = gl.allocate_shared_memory(element, block, gl.NVMMASharedLayout(0, 16, 2), filled)
@@ -259,14 +281,23 @@ def _hopper_kernel(
     sizes = (rows, tokens_q, tokens_k, heads)
     descriptors = (q1, q2, k1, k2, v1, v2)
     # written out: in a tuple that has a name constants would become tensors
-    if plan.groups == 2:
+    if plan.groups == 1:
+        gl.warp_specialize(
+            [
+                (_compute, (out, rings, barriers, sizes, scale, 0, width, plan)),
+                (_fetch, (descriptors, rings, barriers, sizes, plan)),
+            ],
+            [1],
+            [of_fetching],
+        )
+    elif plan.groups == 2:
         gl.warp_specialize(
             [
                 (_compute, (out, rings, barriers, sizes, scale, 0, width, plan)),
                 (_compute, (out, rings, barriers, sizes, scale, 1, width, plan)),
                 (_fetch, (descriptors, rings, barriers, sizes, plan)),
             ],
-            [4, 1],
+            [plan.warps, 1],
             [of_groups, of_fetching],
         )
     elif plan.groups == 3:
@@ -277,7 +308,7 @@ def _hopper_kernel(
                 (_compute, (out, rings, barriers, sizes, scale, 2, width, plan)),
                 (_fetch, (descriptors, rings, barriers, sizes, plan)),
             ],
-            [4, 4, 1],
+            [plan.warps, plan.warps, 1],
             [of_groups, of_groups, of_fetching],
         )
     else:
@@ -289,7 +320,7 @@ def _hopper_kernel(
                 (_compute, (out, rings, barriers, sizes, scale, 3, width, plan)),
                 (_fetch, (descriptors, rings, barriers, sizes, plan)),
             ],
-            [4, 4, 4, 1],
+            [plan.warps, plan.warps, plan.warps, 1],
             [of_groups, of_groups, of_groups, of_fetching],
         )
 
@@ -323,14 +354,14 @@ def _slot(at: gl.tensor, stages: gl.constexpr) -> gl.tensor:
 @_jit
 def _tiles(sizes: gl.tensor, plan: gl.constexpr) -> gl.tensor:
     rows, tokens_q, _, heads = sizes
-    return gl.cdiv(tokens_q, 64 * plan.groups) * heads * rows
+    return gl.cdiv(tokens_q, 16 * plan.warps * plan.groups) * heads * rows
 
 
 @_jit
 def _place(tile: gl.tensor, sizes: gl.tensor, plan: gl.constexpr) -> gl.tensor:
     """A tile's first query, head and row: neighbouring programs read the same keys."""
     _, tokens_q, _, heads = sizes
-    queries: gl.constexpr = 64 * plan.groups
+    queries: gl.constexpr = 16 * plan.warps * plan.groups
     blocks = gl.cdiv(tokens_q, queries)
     rest = tile // blocks
     return (tile - rest * blocks) * queries, rest % heads, rest // heads
@@ -346,19 +377,21 @@ def _fetch(descriptors: gl.tensor, rings: gl.tensor, barriers: gl.tensor, sizes:
     k_columns: gl.constexpr = plan.k_parts[0] + (plan.k_parts[1] if len(plan.k_parts) == 2 else 0)
     v_columns: gl.constexpr = plan.v_parts[0] + (plan.v_parts[1] if len(plan.v_parts) == 2 else 0)
     groups: gl.constexpr = plan.groups
-    at = 0
+    of_group: gl.constexpr = 16 * plan.warps
+    blocks = tokens_k // plan.block_n
     turn = 0
     for tile in range(gl.program_id(0), _tiles(sizes, plan), gl.num_programs(0)):
         start, head, row = _place(tile, sizes, plan)
         arrived = q_full.index(0)
         mbarrier.wait(q_empty.index(0), (turn & 1) ^ 1)
-        mbarrier.expect(arrived, plan.groups * 64 * k_columns * 2)
+        mbarrier.expect(arrived, groups * of_group * k_columns * 2)
         for group in gl.static_range(groups):
-            _copy(q1, [row, head, start + group * 64, 0], arrived, queries[0].index(group))
+            _copy(q1, [row, head, start + group * of_group, 0], arrived, queries[0].index(group))
             if len(plan.k_parts) == 2:
-                _copy(q2, [row, head, start + group * 64, plan.k_parts[0]], arrived, queries[1].index(group))
-        for done in range(0, tokens_k, plan.block_n):
-            index, phase = _slot(at, plan.stages)
+                _copy(q2, [row, head, start + group * of_group, plan.k_parts[0]], arrived, queries[1].index(group))
+        for block in range(blocks):
+            index, phase = _slot(turn * blocks + block, plan.stages)
+            done = block * plan.block_n
             arrived = full.index(index)
             mbarrier.wait(empty.index(index), phase ^ 1)
             mbarrier.expect(arrived, plan.block_n * (k_columns + v_columns) * 2)
@@ -368,7 +401,6 @@ def _fetch(descriptors: gl.tensor, rings: gl.tensor, barriers: gl.tensor, sizes:
             _copy(v1, [row, head, done, 0], arrived, values[0].index(index))
             if len(plan.v_parts) == 2:
                 _copy(v2, [row, head, done, plan.v_parts[0]], arrived, values[1].index(index))
-            at += 1
         turn += 1  # noqa: SIM113 - nor `enumerate`
 
 
@@ -388,7 +420,6 @@ def _compute(
     q_full, q_empty, full, empty = barriers
     _, tokens_q, tokens_k, heads = sizes
     blocks = tokens_k // plan.block_n
-    at = 0  # blocks of keys that were taken since the program began
     turn = 0
     for tile in range(gl.program_id(0), _tiles(sizes, plan), gl.num_programs(0)):
         mbarrier.wait(q_full.index(0), turn & 1)
@@ -396,6 +427,9 @@ def _compute(
         if not plan.q_shared:
             fence_async_shared()
             mbarrier.arrive(q_empty.index(0), count=1)
+        # Blocks are counted on from turn to turn, but not in a variable of this loop that bounds the loop over them:
+        # Triton 3.6 takes such a variable for the constant that it begins with.
+        at = turn * blocks
         if plan.beside == 0:
             sums, total = _in_turns(q, keys, values, ones, full, empty, at, blocks, scale, plan)
         elif plan.beside == 1:
@@ -404,14 +438,13 @@ def _compute(
             sums, total = _scores_beside_powers(q, keys, values, ones, full, empty, at, blocks, scale, plan)
         if plan.q_shared:
             mbarrier.arrive(q_empty.index(0), count=1)
-        at += blocks
         turn += 1  # noqa: SIM113
         if plan.ones:
             last: gl.constexpr = len(values)
             total = gl.convert_layout(gl.max(sums[last], 1), total.type.layout)  # its columns are the same
         factor = 1.0 / total
         start, head, row = _place(tile, sizes, plan)
-        start += group * 64
+        start += group * (16 * plan.warps)
         base = out + row.to(gl.int64) * tokens_q * heads * width
         _store(base, sums[0], factor, start, tokens_q, head, heads, 0, width)
         if len(plan.v_parts) == 2:
@@ -433,8 +466,8 @@ def _in_turns(
 ) -> gl.tensor:
     largest, total, sums = _nothing_yet(plan)
     parts: gl.constexpr = len(sums)
-    for block in range(at, at + blocks):
-        index, phase = _slot(block, plan.stages)
+    for block in range(blocks):
+        index, phase = _slot(at + block, plan.stages)
         mbarrier.wait(full.index(index), phase)
         scores = _arrived(0, _scores(q, keys, index, plan))
         powers, shrink, largest, total = _shares(scores, largest, total, scale, plan)
@@ -467,22 +500,21 @@ def _sums_beside_powers(
     shares = _factors(powers, sums, values)
     index, phase = _slot(at + 1, plan.stages)
     mbarrier.wait(full.index(index), phase, pred=blocks > 1)
-    end = at + blocks
-    for block in range(at + 1, end):
-        last, _ = _slot(block - 1, plan.stages)
-        index, _ = _slot(block, plan.stages)
-        after, phase = _slot(block + 1, plan.stages)
+    for block in range(1, blocks):
+        last, _ = _slot(at + block - 1, plan.stages)
+        index, _ = _slot(at + block, plan.stages)
+        after, phase = _slot(at + block + 1, plan.stages)
         scores = _scores(q, keys, index, plan)
         coming = _add(shares, values, ones, last, sums, plan)
         scores = _arrived(parts, scores)
         powers, shrink, largest, total = _shares(scores, largest, total, scale, plan)
         # This is a loop. Without one before it, ptxas would have the wait for sums before the powers.
-        mbarrier.wait(full.index(after), phase, pred=block + 1 < end)
+        mbarrier.wait(full.index(after), phase, pred=block + 1 < blocks)
         sums = warpgroup_mma_wait(0, coming + shares)[:parts]
         mbarrier.arrive(empty.index(last), count=1)
         sums = _shrunk(sums, shrink)
         shares = _factors(powers, sums, values)
-    last, _ = _slot(end - 1, plan.stages)
+    last, _ = _slot(at + blocks - 1, plan.stages)
     coming = _add(shares, values, ones, last, sums, plan)
     sums = warpgroup_mma_wait(0, coming + shares)[:parts]
     mbarrier.arrive(empty.index(last), count=1)
@@ -507,9 +539,9 @@ def _scores_beside_powers(
     index, phase = _slot(at, plan.stages)
     mbarrier.wait(full.index(index), phase)
     scores = _arrived(0, _scores(q, keys, index, plan))
-    for block in range(at + 1, at + blocks):
-        last, _ = _slot(block - 1, plan.stages)
-        index, phase = _slot(block, plan.stages)
+    for block in range(1, blocks):
+        last, _ = _slot(at + block - 1, plan.stages)
+        index, phase = _slot(at + block, plan.stages)
         mbarrier.wait(full.index(index), phase)
         next_scores = _scores(q, keys, index, plan)
         powers, shrink, largest, total = _shares(scores, largest, total, scale, plan)
@@ -529,22 +561,23 @@ def _scores_beside_powers(
 
 
 @_jit
-def _zeros(columns: gl.constexpr) -> gl.tensor:
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
-    return gl.zeros([64, columns], gl.float32, layout)
+def _zeros(columns: gl.constexpr, plan: gl.constexpr) -> gl.tensor:
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [plan.warps, 1], [16, columns, 16])
+    return gl.zeros([16 * plan.warps, columns], gl.float32, layout)
 
 
 @_jit
 def _nothing_yet(plan: gl.constexpr) -> gl.tensor:
     """Largest score, sum of shares, and sums of values, before the first key."""
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, plan.block_n, 16])
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [plan.warps, 1], [16, plan.block_n, 16])
     rows: gl.constexpr = gl.SliceLayout(1, layout)
-    sums = (_zeros(plan.v_parts[0]),)
+    sums = (_zeros(plan.v_parts[0], plan),)
     if len(plan.v_parts) == 2:
-        sums = _with(sums, _zeros(plan.v_parts[1]))
+        sums = _with(sums, _zeros(plan.v_parts[1], plan))
     if plan.ones:
-        sums = _with(sums, _zeros(8))
-    return gl.full([64], -float("inf"), gl.float32, rows), gl.full([64], 0.0, gl.float32, rows), sums
+        sums = _with(sums, _zeros(8, plan))
+    queries: gl.constexpr = [16 * plan.warps]
+    return gl.full(queries, -float("inf"), gl.float32, rows), gl.full(queries, 0.0, gl.float32, rows), sums
 
 
 @_jit
@@ -554,7 +587,7 @@ def _matrix(ring: gl.tensor, index: gl.tensor) -> gl.tensor:
 
 @_jit
 def _query(ring: gl.tensor, group: gl.constexpr, plan: gl.constexpr) -> gl.tensor:
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, plan.block_n, 16])
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [plan.warps, 1], [16, plan.block_n, 16])
     query = _matrix(ring, group)
     if not plan.q_shared:
         query = query.load(gl.DotOperandLayout(0, layout, 2))
@@ -572,7 +605,7 @@ def _queries(rings: gl.tensor, group: gl.constexpr, plan: gl.constexpr) -> gl.te
 @_jit
 def _scores(q: gl.tensor, keys: gl.tensor, index: gl.tensor, plan: gl.constexpr) -> gl.tensor:
     """Products of queries and keys, on their way."""
-    scores = _zeros(plan.block_n)
+    scores = _zeros(plan.block_n, plan)
     scores = warpgroup_mma(q[0], _matrix(keys[0], index).permute([1, 0]), scores, use_acc=False, is_async=True)
     if len(plan.k_parts) == 2:
         scores = warpgroup_mma(q[1], _matrix(keys[1], index).permute([1, 0]), scores, is_async=True)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from steploom_kernels.aot import _resources
 def source(width, dtype, plan):
     signature = dict.fromkeys(module._hopper_kernel.arg_names, "i32") | {"out": f"*{dtype}", "scale": "fp32"}
     constants = module.constants(plan, width)
-    tiles = (("q", 64, plan.k_parts), ("k", plan.block_n, plan.k_parts), ("v", plan.block_n, plan.v_parts))
+    tiles = (("q", 16 * plan.warps, plan.k_parts), ("k", plan.block_n, plan.k_parts), ("v", plan.block_n, plan.v_parts))
     for name, tokens, parts in tiles:
         for index in range(2):
             if index < len(parts):
@@ -54,12 +55,12 @@ for width, dtype, plan in json.loads(sys.argv[1]):
         compiled = triton.compile(
             source(width, dtype, plan),
             target=GPUTarget("cuda", 90, 32),
-            options={"num_warps": 4, "maxnreg": module._REGISTERS[plan.groups][0]},
+            options=module.options(plan),
         )
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "cubin"
         cubin.write_bytes(compiled.asm["cubin"])
-        told.append([log.getvalue(), _resources(cubin)[1], compiled.asm["ptx"]])
+        told.append([log.getvalue(), _resources(cubin)[1], compiled.asm["ptx"], compiled.asm["ttgir"]])
 print(json.dumps(told))
 """
 Form = tuple[int, str, HopperPlan]
@@ -72,14 +73,14 @@ SCORES_BESIDE = (40, "fp16", HopperPlan(2, 128, 3, 2, (32, 16), (32, 16)))
 EVERYTHING = (
     40,
     "fp16",
-    HopperPlan(3, 128, 3, 0, (32, 16), (32, 8), q_shared=True, polynomial=2, ones=True, stays=False),
+    HopperPlan(1, 64, 4, 0, (32, 16), (32, 8), polynomial=2, ones=True, stays=False, warps=8, programs=2),
 )
 FORMS = list(dict.fromkeys([*USUAL, SUMS_BESIDE, SCORES_BESIDE, EVERYTHING]))
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[Form, tuple[str, int, str]]:
-    """Of each form what ptxas said, bytes of the stack, and PTX."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[Form, tuple[str, int, str, str]]:
+    """Of each form what ptxas said, bytes of the stack, PTX, and what Triton made it from."""
     if not module.HAS_GLUON:
         pytest.skip("Triton has no Gluon, or an older one")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
@@ -93,41 +94,52 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[Form, tuple[str, 
     return dict(zip(FORMS, map(tuple, json.loads(done.stdout)), strict=True))
 
 
-Compiled = dict[Form, tuple[str, int, str]]
+Compiled = dict[Form, tuple[str, int, str, str]]
 
 
 def test_no_usual_form_spills_and_none_waits_for_each_product(compiled: Compiled) -> None:
-    for log, stack, _ in (compiled[form] for form in USUAL):
+    for log, stack, _, _ in (compiled[form] for form in USUAL):
         assert "registers" in log  # ptxas did speak
         assert "serialized" not in log
         assert stack == 0
 
 
-@pytest.mark.parametrize(("width", "steps", "columns"), [(40, 3, {32, 16}), (64, 4, {64}), (80, 5, {64, 16})])
-def test_products_are_of_a_heads_parts(width: int, steps: int, columns: set[int], compiled: Compiled) -> None:
-    """Scores take a step for each 16 columns of a head."""
+@pytest.mark.parametrize(("width", "steps"), [(40, 3), (64, 4), (80, 5)])
+def test_products_are_of_a_heads_parts(width: int, steps: int, compiled: Compiled) -> None:
+    """Scores take a step for each 16 columns of a head, values for each 16 keys."""
     plan = module._PLANS[width]
-    sizes = product_sizes(compiled[width, "fp16", plan][2])
-    assert sizes.count(plan.block_n) == plan.groups * steps
-    assert set(sizes) == {plan.block_n, *columns}
+    sizes = Counter(product_sizes(compiled[width, "fp16", plan][2]))
+    expected = Counter({plan.block_n: plan.groups * steps})
+    for columns in (*plan.v_parts, *[8] * plan.ones):
+        expected[columns] += plan.groups * plan.block_n // 16
+    assert sizes == expected
 
 
 def test_a_plan_says_who_sums_up_and_who_takes_powers(compiled: Compiled) -> None:
-    scores = 128 * 64 // 128  # a thread's, of a block
-    for form, powers, ones in ((USUAL[0], scores, 0), (EVERYTHING, scores * 6 // 8, 2 * 8)):
+    scores = 64 * 64 // 128  # a thread's, of a block
+    for form, powers in ((USUAL[0], scores), (EVERYTHING, scores * 6 // 8)):
         ptx = compiled[form][2]
-        groups = form[2].groups
-        assert len(re.findall(r"\bex2\.", ptx)) == groups * (powers + 2)  # and for two rows what they shrink by
-        assert product_sizes(ptx).count(8) == groups * ones  # values have a part of 8 columns too
+        assert len(re.findall(r"\bex2\.", ptx)) == form[2].groups * (powers + 2)  # two rows shrink
+        assert not re.search(r"add\.f32 .*\n.*shfl", ptx)  # shares are summed up by products
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_blocks_are_counted_on_from_turn_to_turn(form: Form, compiled: Compiled) -> None:
+    """The loop over turns, of each group and of who fetches, has a count that blocks' numbers are made from."""
+    made = compiled[form][3]
+    counts = re.findall(r"scf\.for .* iter_args\((%\w+) = %\w+\) -> \(i32\)", made)
+    assert len(counts) == form[2].groups + 1
+    for count in set(counts):
+        assert re.search(rf"arith\.muli {count}, %\w+ : i32", made)
 
 
 def test_keys_and_values_come_as_bulk_copies_and_registers_go_to_who_computes(compiled: Compiled) -> None:
-    for (_, _, plan), (_, _, ptx) in compiled.items():
+    for (_, _, plan), (_, _, ptx, _) in compiled.items():
         assert "cp.async.bulk.tensor.4d" in ptx
         assert "ld.global" not in ptx
-        _, of_groups, of_fetching = module._REGISTERS[plan.groups]
+        _, of_groups, of_fetching = module.registers(plan)
         assert re.search(rf"setmaxnreg\.inc\S+\s+{of_groups};", ptx)
-        assert re.search(rf"setmaxnreg\.dec\S+\s+{of_fetching};", ptx)
+        assert re.search(rf"setmaxnreg\.(dec|inc)\S+\s+{of_fetching};", ptx)
 
 
 def test_sums_go_on_beside_powers(compiled: Compiled) -> None:
@@ -155,13 +167,30 @@ def product_sizes(ptx: str) -> list[int]:
 
 def test_programs_have_fewer_groups_where_many_would_run_out_of_work() -> None:
     """At 12 pictures three groups have 16 whole turns; at one two turns of two groups are less than of three."""
-    found = [usual_plan(40, 4096, 8 * rows, 132).groups for rows in (12, 3, 1)]
-    assert found == [3, 3, 2]
+    assert module._PLANS[64].groups == 3
+    assert [usual_plan(64, 4096, 8 * rows, 132).groups for rows in (12, 3, 1)] == [3, 3, 2]
     for heads in range(1, 200):
         for width in module.HOPPER_WIDTHS:
-            plan = usual_plan(width, 4096, heads, 132)
             usual = module._PLANS[width]
+            plan = usual_plan(width, 4096, heads, 132)
+            assert 1 < plan.groups <= usual.groups
             assert plan._replace(groups=usual.groups) == usual  # else results would change
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        (HopperPlan(3, 128, 3, 0, (64,), (64,)), (128, 160, 24)),
+        (HopperPlan(4, 64, 4, 0, (64,), (64,)), (96, 112, 32)),
+        (HopperPlan(2, 128, 3, 0, (64,), (64,)), (168, 240, 24)),
+        (HopperPlan(1, 64, 4, 0, (64,), (64,), warps=8, programs=2), (80, 104, 32)),
+    ],
+)
+def test_registers_are_all_given_out_and_no_more(plan: HopperPlan, expected: tuple[int, int, int]) -> None:
+    assert module.registers(plan) == expected
+    at_first, of_groups, of_fetching = expected
+    computing = plan.groups * plan.warps // 4
+    assert computing * of_groups + of_fetching <= at_first * (computing + 1) <= 512 // plan.programs
 
 
 @pytest.mark.parametrize("width", module.HOPPER_WIDTHS)
@@ -172,7 +201,8 @@ def test_candidates_are_apart_and_hold_a_head(width: int) -> None:
     for plan in plans:
         assert sum(plan.k_parts) >= width
         assert sum(plan.v_parts) >= width
-        assert plan.groups in module._REGISTERS
+        assert plan.block_n <= 64 or (8 not in plan.v_parts and not plan.ones)
+        assert module.registers(plan)[0] >= 24
 
 
 def heads(n: int, tokens: int, count: int, width: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
@@ -239,7 +269,7 @@ def test_attention_on_hopper(width: int, queries: int, dtype: torch.dtype) -> No
 @on_hopper
 @pytest.mark.parametrize("plan", candidate_plans(40), ids=str)
 def test_any_plan_gives_attention(plan: HopperPlan) -> None:
-    q, k, v = heads(3, 768, 2, 40, torch.float16, "cuda")
+    q, k, v = heads(6, 768, 24, 40, torch.float16, "cuda")  # several turns
     assert_close(attention_hopper(q, k, v, plan=plan), q, k, v, polynomial=plan.polynomial > 0)
 
 
@@ -260,8 +290,9 @@ def test_programs_that_stay_go_through_many_blocks(width: int) -> None:
 def test_groups_change_no_bit(width: int) -> None:
     q, k, v = heads(1, 1024, 2, width, torch.float16, "cuda")
     plan = module._PLANS[width]
-    two, three = (attention_hopper(q, k, v, plan=plan._replace(groups=groups)) for groups in (2, 3))
-    assert torch.equal(two, three)
+    two = attention_hopper(q, k, v, plan=plan._replace(groups=2))
+    for groups in range(3, plan.groups + 1):
+        assert torch.equal(attention_hopper(q, k, v, plan=plan._replace(groups=groups)), two)
 
 
 @on_hopper

@@ -55,11 +55,12 @@ def sweep() -> Iterator[Case]:
 def _hopper(plan: HopperPlan) -> str:
     beside = ("nothing", "sums", "scores")[plan.beside]
     words = [
-        f"Hopper: {plan.groups} groups, {plan.block_n} keys, {plan.stages} stages, {beside} beside powers",
-        f"parts {plan.k_parts} and {plan.v_parts}, {plan.polynomial}/8 by polynomial",
+        f"Hopper: {plan.programs} programs of {plan.groups} x {plan.warps} warps",
+        f"{plan.block_n} keys, {plan.stages} stages, {beside} beside powers, parts {plan.k_parts} and {plan.v_parts}",
+        *[f"{plan.polynomial}/8 by polynomial"] * (plan.polynomial > 0),
         *["queries shared"] * plan.q_shared,
         *["sums by products"] * plan.ones,
-        *["a program a block"] * (not plan.stays),
+        *["one block each"] * (not plan.stays),
     ]
     return ", ".join(words)
 
