@@ -15,6 +15,7 @@ from steploom_engine_worker.export.networks import UNET, network
 from steploom_engine_worker.export.onnx_graph import export, save
 from steploom_engine_worker.model import load_model
 from steploom_engine_worker.tensorrt.build_graphs import main as build_main
+from steploom_engine_worker.tensorrt.plan_store import open_store
 from steploom_engine_worker.tiny_model import write_tiny_model
 
 SMALL = {
@@ -71,7 +72,11 @@ def test_files_are_written_for_the_rows_that_are_asked_for(
     arguments = [str(root), "--out", str(tmp_path), "--only", "text_encoder", "--rows", "1", "4", "--dtype", "float32"]
     assert export_main(arguments) == 0
     assert "text_encoder: " in capsys.readouterr().out
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["text_encoder.1.onnx", "text_encoder.4.onnx"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "graphs.json",
+        "text_encoder.1.onnx",
+        "text_encoder.4.onnx",
+    ]
     (found,) = run(tmp_path / "text_encoder.4.onnx", tokens=np.zeros((4, 16), np.int32)).values()
     assert found.shape == (4, 16, 32)
 
@@ -111,10 +116,23 @@ class TestBuilding:
         assert (tmp_path / "engines" / str(good["plan"])).stat().st_size == good["num_bytes"]
         assert (tmp_path / "text_encoder.4.log").read_text()
 
+    def test_engines_of_whole_networks_have_a_manifest(self, root: Path, tmp_path: Path) -> None:
+        export_main([str(root), "--out", str(tmp_path), "--only", "text_encoder", "--rows", "2"])
+        export_main([str(root), "--out", str(tmp_path), "--only", "text_encoder", "--rows", "4"])
+        out = tmp_path / "engines"
+        for rows in ("2", "4"):
+            code, (result,) = self.build(tmp_path, tmp_path / f"text_encoder.{rows}.onnx", buckets=rows, out=str(out))
+            assert code == 0, result
+        store = open_store(out)
+        assert [plan.buckets for plan in store.of("text_encoder")] == [(2,), (4,)]
+        assert store.model_digest == load_model(root).digest
+        assert (store.precision, store.adapters) == ("fp16", ())
+        assert all(store.read(plan) for plan in store.plans)
+
     def test_one_that_does_not_end_is_ended(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = tmp_path / "endless.onnx"
         file.write_bytes(b"")
-        code, (result,) = self.build(tmp_path, file, timeout="0.01")
+        code, (result,) = self.build(tmp_path, file, buckets="1", timeout="0.01")
         assert code == 1
         assert str(result["problem"]).startswith("has not ended in 0 s; last: ")
         assert "endless.onnx: has not ended" in capsys.readouterr().out

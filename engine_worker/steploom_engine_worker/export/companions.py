@@ -22,7 +22,7 @@ def write_companions(folder: Path, kernels: Path, model: Model, precision: str, 
     Args:
         folder: of the engines.
         kernels: of the kernels.
-        model: whose tokenizer and constants these are.
+        model: whose tokenizer and constants these are; in float32, as CPUs are slow at half precision.
         precision: of the engines.
         capability: of the GPU.
 

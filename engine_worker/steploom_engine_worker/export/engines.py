@@ -155,7 +155,7 @@ class _Build:
 
     def _write_companions(self, store: PlanStore) -> None:
         request = self._request
-        if write_companions(store.folder, store.kernels, self._model, request.precision, request.capability):
+        if write_companions(store.folder, store.kernels, self._exact, request.precision, request.capability):
             self._reporter.compiled()
 
     def _old_store(self) -> PlanStore:

@@ -13,12 +13,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from steploom_engine_worker.tensorrt.builder import BuildError, BuildSettings, build
-from steploom_engine_worker.tensorrt.flavour import NAMES, NoTensorRT, find_flavour
-from steploom_engine_worker.tensorrt.plan_store import add_file
+from steploom_engine_worker.tensorrt.builder import BuildError, BuildSettings, Built, build
+from steploom_engine_worker.tensorrt.flavour import NAMES, Flavour, NoTensorRT, find_flavour
+from steploom_engine_worker.tensorrt.plan_store import Plan, PlanError, PlanStore, add_file, key_of, open_store
+
+DESCRIPTION = "graphs.json"  # beside graphs of whole networks: which they are, and of which model
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,8 +69,9 @@ def _build_one(given: argparse.Namespace) -> int:
     begin = time.monotonic()
     with _log_of(given.logs, file).open("w", buffering=1) as log:
         try:
+            flavour = find_flavour(given.flavour or NAMES)
             built = build(
-                find_flavour(given.flavour or NAMES),
+                flavour,
                 file,
                 given.buckets,
                 given.capability,
@@ -83,10 +88,42 @@ def _build_one(given: argparse.Namespace) -> int:
         "load_s": round(built.load_s, 2),
         "build_s": round(built.build_s, 2),
         "num_bytes": len(built.plan),
-        "plan": add_file(given.out, built.plan) if given.out is not None else None,
+        "plan": None if given.out is None else _keep(given, file, built, settings, flavour),
     }
     print(json.dumps(result))
     return 0
+
+
+def _keep(given: argparse.Namespace, file: Path, built: Built, settings: BuildSettings, flavour: Flavour) -> str:
+    """Puts an engine into the folder, and into its manifest where it is one of a whole network; the file's name."""
+    name = add_file(given.out, built.plan)
+    description = file.parent / DESCRIPTION
+    about = json.loads(description.read_text()) if description.exists() else {}
+    graph = about.get("graphs", {}).get(file.name)
+    if graph is None:
+        return name
+    store = PlanStore(given.out, about["model_digest"], about["precision"], tuple(about["adapters"]))
+    with suppress(PlanError):
+        old = open_store(given.out)
+        store = replace(store, plans=old.plans if replace(old, plans=()) == store else ())
+    before, after = graph["num_nodes"]
+    plan = Plan(
+        network=graph["network"],
+        buckets=given.buckets,
+        file=name,
+        num_bytes=len(built.plan),
+        tensors=built.tensors,
+        flavour=flavour.name,
+        version=flavour.version,
+        capability=given.capability,
+        key=key_of(graph=file.name, model=about["model_digest"], settings=settings.as_dict()),
+        settings=settings.as_dict(),
+        num_nodes=(before, after),
+        num_layers=built.num_layers,
+        build_s=round(built.build_s, 3),
+    )
+    store.with_plan(plan).write()
+    return name
 
 
 def _log_of(folder: Path, file: Path) -> Path:
@@ -110,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="build_graphs", description="Times builds of ONNX files, each within a limit."
     )
     parser.add_argument("files", type=Path, nargs="+", help="ONNX files")
-    parser.add_argument("--buckets", type=_numbers, default=(1,), help="rows: of the file, or where it takes any 1,3,6")
+    parser.add_argument(
+        "--buckets", type=_numbers, required=True, help="rows: of the file, or where it takes any 1,3,6"
+    )
     parser.add_argument(
         "--capability", type=_capability, required=True, help="compute capability of the GPU, as in 9.0"
     )
@@ -122,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--timing-cache", type=Path, help="file that is read where it exists, and kept")
     parser.add_argument("--timeout", type=float, default=1200.0, help="seconds of each build")
     parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder for what TensorRT says")
-    parser.add_argument("--out", type=Path, help="folder for the engines; without it they are not kept")
+    parser.add_argument("--out", type=Path, help="folder of engines to keep them in, with a manifest")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser
