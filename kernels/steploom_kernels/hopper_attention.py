@@ -3,7 +3,7 @@
 Of the same arithmetic as `attention`, for narrow heads and many keys, where powers cost as much as products and neither
 may wait for the other (arXiv 2407.08608, section 3). A program stays on its multiprocessor and walks over blocks of
 queries. One of its warps does nothing but fetch keys and values, ahead by some blocks, through the engine for bulk
-copies. The others are in groups of four, each with 64 queries of its own. No group waits for another: while one has
+copies. The others are in groups, most often of four, with 16 queries a warp. No group waits for another: while one has
 the tensor cores multiply, another takes powers.
 
 Beyond that a plan may let a group's own products go on beside its powers, have the tensor cores sum the shares up,
@@ -66,7 +66,7 @@ class HopperPlan(NamedTuple):
     beside: int
     # columns of a head are cut into one or two powers of two; beyond the head they are zeros
     k_parts: tuple[int, ...]  # of queries and keys, from 16 up
-    # of values, from 8 up; where one is 8, at most 64 keys: Triton 3.6 to 3.9 describes longer columns wrongly
+    # of values, from 8 up; where one is 8, at most 64 keys: Triton 3.6 sets bits that mean nothing where a block is longer
     v_parts: tuple[int, ...]
     q_shared: bool = False  # queries stay in shared memory: fewer registers
     polynomial: int = 0  # of eight groups of eight neighbouring keys, how many take their powers from the polynomial
