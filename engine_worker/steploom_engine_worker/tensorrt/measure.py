@@ -220,9 +220,9 @@ def main(arguments: Sequence[str] | None = None, finders: Finders | None = None)
         networks = Networks(Runtime(machine.flavour.module, machine.device), machine.store, are_all_needed=False)
         kernels = None if given.no_kernels else _kernels(machine.device, machine.store, networks)
         references = dict(np.load(given.references)) if given.references else {}
-    except (CannotServe, PlanError, RecipeError, OSError) as error:
+    except (CannotServe, PlanError, RecipeError, OSError, CudaError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, CudaError) else 2
     print(f"{machine.flavour} on {machine.device}", flush=True)
     figures = []
     try:

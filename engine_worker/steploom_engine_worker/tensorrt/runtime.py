@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from steploom_engine_worker.tensorrt import dlpack
 from steploom_engine_worker.tensorrt.device import Device, Memory, Stream
@@ -47,23 +48,11 @@ class Runtime:
 
     def __init__(self, trt: Any, device: Device) -> None:
         self._trt, self._device = trt, device
-        self._errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
-        self._lock = threading.Lock()
-        self._logger = _logger(trt, self._hear)  # TensorRT keeps no reference to it
-        self._runtime = trt.Runtime(self._logger)
+        self._ears = _ears_of(trt)
+        self._runtime = trt.Runtime(self._ears.logger)
 
     def __repr__(self) -> str:
         return f"Runtime({self._trt.__name__} {self._trt.__version__}, {self._device})"
-
-    def _hear(self, severity: str, text: str) -> None:
-        if severity in ("ERROR", "INTERNAL_ERROR"):
-            with self._lock:
-                self._errors.append(text)
-            log.error("TensorRT: %s", text)
-        elif severity == "WARNING":
-            log.warning("TensorRT: %s", text)
-        else:
-            log.debug("TensorRT: %s", text)
 
     def network(self, plan: bytes, title: str) -> Network:
         """The network of a plan.
@@ -79,14 +68,11 @@ class Runtime:
 
     def forget_errors(self) -> None:
         """What was said until now belongs to no later call."""
-        with self._lock:
-            self._errors.clear()
+        self._ears.forget()
 
     def error(self, problem: str) -> TensorRTError:
         """A refusal, with what the logger said since errors were forgotten."""
-        with self._lock:
-            said = "; ".join(self._errors)
-        return TensorRTError(f"{problem}: {said or 'TensorRT gave no reason'}")
+        return TensorRTError(f"{problem}: {'; '.join(self._ears.errors) or 'TensorRT gave no reason'}")
 
     @property
     def trt(self) -> Any:
@@ -236,17 +222,53 @@ class Execution:
         self.need("execute_async_v3", self._stream.address)
 
 
-def _logger(trt: Any, hear: Any) -> Any:
-    """TensorRT calls a logger of a class of its own, from any thread."""
+class _Ears:
+    """What TensorRT says; it calls a logger of a class of its own, from any thread."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+    def __init__(self, trt: Any) -> None:
+        self._errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
+        self._lock = threading.Lock()
+        hear = self._hear
 
-        def log(self, severity: Any, msg: str) -> None:
-            hear(str(getattr(severity, "name", severity)), msg)
+        class Logger(trt.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
 
-    return Logger()
+            def log(self, severity: Any, msg: str) -> None:
+                hear(str(getattr(severity, "name", severity)), msg)
+
+        self.logger = Logger()
+
+    @property
+    def errors(self) -> list[str]:
+        """Those that were not forgotten."""
+        with self._lock:
+            return list(self._errors)
+
+    def forget(self) -> None:
+        """Drops them."""
+        with self._lock:
+            self._errors.clear()
+
+    def _hear(self, severity: str, text: str) -> None:
+        if severity in ("ERROR", "INTERNAL_ERROR"):
+            with self._lock:
+                self._errors.append(text)
+            log.error("TensorRT: %s", text)
+        elif severity == "WARNING":
+            log.warning("TensorRT: %s", text)
+        else:
+            log.debug("TensorRT: %s", text)
+
+
+_all_ears: WeakKeyDictionary[Any, _Ears] = WeakKeyDictionary()  # by module
+
+
+def _ears_of(trt: Any) -> _Ears:
+    """Those of a TensorRT: it listens to the first logger of a process alone, and keeps no reference to it."""
+    if trt not in _all_ears:
+        _all_ears[trt] = _Ears(trt)
+    return _all_ears[trt]
 
 
 def _bare_context(trt: Any, engine: Any) -> Any:
