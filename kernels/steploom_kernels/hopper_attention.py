@@ -66,7 +66,7 @@ class HopperPlan(NamedTuple):
     beside: int
     # columns of a head are cut into one or two powers of two; beyond the head they are zeros
     k_parts: tuple[int, ...]  # of queries and keys, from 16 up
-    # of values, from 8 up; where one is 8 there are at most 64 keys, beyond which Triton 3.6 describes such blocks wrongly
+    # of values, from 8 up; where one is 8 at most 64 keys go: longer blocks of it are described wrongly by Triton 3.6
     v_parts: tuple[int, ...]
     q_shared: bool = False  # queries stay in shared memory: fewer registers
     polynomial: int = 0  # of eight groups of eight neighbouring keys, how many take their powers from the polynomial
