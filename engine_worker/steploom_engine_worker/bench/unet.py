@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from steploom_engine_worker.adapter import Adapter, linear_maps
 from steploom_engine_worker.bench import command
 from steploom_engine_worker.bench.sweep import Form, Forward, Subject, count_flops
 from steploom_engine_worker.calibration import Watch, scale_for
-from steploom_engine_worker.fused.blocks import Attend, sdpa
+from steploom_engine_worker.fused.blocks import Attend, attend, sdpa
 from steploom_engine_worker.fused.unet import FusedUNet
 from steploom_engine_worker.tiny_model import FULL_SIZE, UNET
 from steploom_kernels.attention import attention
@@ -68,37 +67,25 @@ def all_forms(unet: Any, rank: int) -> list[Form]:
     return [
         Form("eager", command.plain(module)),
         Form("compile", command.compiled(module)),
+        Form("fused", _fused(unet, attend)),
         Form("fused, torch attention", _fused(unet, sdpa)),
-        Form("fused, flash", _fused(unet, with_backend(SDPBackend.FLASH_ATTENTION))),
-        Form("fused, cuDNN attention", _fused(unet, with_backend(SDPBackend.CUDNN_ATTENTION))),
-        Form("fused, own attention", _fused(unet, attention)),
-        Form(f"fused, a fresh adapter of rank {rank}", _fused(unet, sdpa, adapter)),
+        Form("fused, own attention to texts too", _fused(unet, attention)),
+        Form(f"fused, a fresh adapter of rank {rank}", _fused(unet, attend, adapter)),
         Form("fused, fp8 linear layers", _narrow(unet), max_error=MAX_FP8_ERROR),
         Form("compile max-autotune", command.compiled(module, mode="max-autotune-no-cudagraphs"), AUTOTUNED_ROWS),
     ]
-
-
-def with_backend(backend: SDPBackend) -> Attend:
-    """Torch's attention by one of its implementations, and by flash attention where heads are too wide for it."""
-    backends = [backend, SDPBackend.FLASH_ATTENTION]
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(backends, set_priority=True):
-            return sdpa(q, k, v)
-
-    return attend
 
 
 def _module(unet: Any) -> Forward:
     return lambda x, t, c: unet(x, t, encoder_hidden_states=c, return_dict=False)[0]
 
 
-def _fused(unet: Any, attend: Attend, adapter: Adapter | None = None) -> Callable[[int], Forward]:
+def _fused(unet: Any, by: Attend, adapter: Adapter | None = None) -> Callable[[int], Forward]:
     made: list[nn.Module] = []
 
     def build(rows: int) -> Forward:
         if not made:
-            made.append(FusedUNet(unet, [adapter] if adapter else [], attend=attend))
+            made.append(FusedUNet(unet, [adapter] if adapter else [], attend=by))
         gates = None
         if adapter is not None:
             gates = RowScalars(

@@ -19,6 +19,7 @@ from torch.nn import functional
 from steploom_engine_worker.fused.maps import Gates, Maps, tokens
 from steploom_kernels.add import add
 from steploom_kernels.group_norm import group_norm, new_counters
+from steploom_kernels.hopper_attention import attention_hopper, fits
 from steploom_kernels.layer_norm import layer_norm
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # see `sdpa`
@@ -30,6 +31,11 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`sdpa`, by the kernel that is made for a GPU's narrow heads of many tokens where it is one of those."""
+    return attention_hopper(q, k, v) if fits(q, k, v) else sdpa(q, k, v)
+
+
 @dataclass
 class Tick:
     """What all blocks of one forward pass read."""
@@ -37,7 +43,7 @@ class Tick:
     rows: Gates = None
     shifts: Tensor | None = None  # [n, sum of channels]: what each resnet's second norm adds, side by side
     keys_values: Tensor | None = None  # [n, text tokens, sum of 2 * width]: of each cross-attention, side by side
-    attend: Attend = sdpa
+    attend: Attend = attend
 
 
 @dataclass

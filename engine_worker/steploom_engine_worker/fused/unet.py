@@ -23,7 +23,7 @@ from steploom_engine_worker.fused.blocks import (
     Sampler,
     Tick,
     Transformer,
-    sdpa,
+    attend,
     unknown_part,
 )
 from steploom_engine_worker.fused.maps import Gates, Maps
@@ -72,7 +72,7 @@ class FusedUNet(nn.Module):
         unet: a diffusers UNet2DConditionModel on its device, in its type; it is read, and shares memory where it can.
         adapters: whose changes rows may ask for; a row's number counts in this order.
         are_merged: the adapters' changes are in the UNet's weights already: only their guidance embeddings count.
-        attend: the attention; see `blocks.sdpa`.
+        attend: the attention; see `blocks.attend`.
         input_scales: of the transformers' maps that are multiplied in e4m3, by their names; None: none is.
 
     Raises:
@@ -88,7 +88,7 @@ class FusedUNet(nn.Module):
         adapters: Sequence[Adapter] = (),
         *,
         are_merged: bool = False,
-        attend: Attend = sdpa,
+        attend: Attend = attend,
         input_scales: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
