@@ -128,10 +128,11 @@ async def test_calls_and_streams_that_the_client_cancels(house: House, clients: 
     assert process.stdin
     for number in (1, 2):
         assert await process.stdout.readline() == b"sent\n"
+        assert await eventually(lambda number=number: len(house.batcher.requests) == number)  # type: ignore[misc]
         assert await eventually(lambda: house.batcher.num_held == 1)
         process.stdin.write(b"\n")
         assert await eventually(lambda number=number: house.batcher.num_cancelled == number)  # type: ignore[misc]
-        assert await house.is_clean()
+    assert await house.is_clean()
     out, _ = await process.communicate()
     assert json.loads(out)["statuses"] == ["StatusCode.CANCELLED"] * 2
 
