@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
+import grpc.aio
 import numpy as np
 import pytest
+from oip_requests import bytes_of, infer_request, told
 
 from steploom.aio import Client
 from steploom.errors import InternalError
 from steploom.types import Done, EditResult, Queued, Started, Step
 from steploom_loadtest.pictures import portrait, portrait_image
 from steploom_loadtest.stack import Stack, Tables
+from steploom_protos.inference import grpc_service_pb2, grpc_service_pb2_grpc
 
 StartStack = Callable[[Tables], Stack]
 
@@ -104,3 +108,25 @@ async def test_nothing_is_held_in_the_end(stack: Stack) -> None:
     assert all(tier.queued == tier.running == 0 for tier in status.tiers)
     stack.wait_metric("steploom_gateway_in_flight", 0, 60.0)
     stack.wait_metric("steploom_gateway_arena_blocks_used", 0, 60.0)
+
+
+async def test_the_open_inference_protocol_draws_the_same_picture(stack: Stack) -> None:
+    async with Client(stack.gateway) as client, grpc.aio.insecure_channel(stack.gateway) as channel:
+        drawn = await edit(client, 5)
+        stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        index = await stub.RepositoryIndex(grpc_service_pb2.RepositoryIndexRequest(ready=True))
+        name = index.models[0].name
+        asked: dict[str, Any] = {"model_name": name, "instruction": "put on sunglasses", "seed": 5, "steps": 3}
+        pixels = np.asarray(portrait_image())
+        answer = await stub.ModelInfer(infer_request(pixels, **asked, priority=2, timeout=120_000_000))
+        assert bytes_of(answer) == drawn.data
+        assert told(answer)["tier"] == "free"
+        with pytest.raises(grpc.aio.AioRpcError, match="Request timeout expired: cannot finish in 0"):
+            await stub.ModelInfer(infer_request(pixels, **asked, timeout=1000))
+        stats = (await stub.ModelStatistics(grpc_service_pb2.ModelStatisticsRequest())).model_stats
+    assert [row.name for row in stats] == [name, f"{name}.encode", f"{name}.denoise", f"{name}.decode"]
+    whole, _, denoise, _ = stats
+    assert whole.inference_stats.success.count >= 2
+    assert whole.inference_stats.fail.count >= 1
+    assert whole.inference_stats.compute_infer.ns > 0
+    assert denoise.inference_count >= denoise.execution_count >= 3
