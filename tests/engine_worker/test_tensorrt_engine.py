@@ -103,6 +103,24 @@ def test_many_jobs_one_after_another_in_the_same_slots(
             engine.prepare()
 
 
+def test_a_slots_next_job_waits_for_what_its_last_one_left_on_the_device(
+    house: House, model: Description, engine: TensorRTEngine, make_job: MakeJob
+) -> None:
+    """A job that is cancelled leaves its slot while its ticks are still under way."""
+    engine.admit(0, make_job(seed=1, steps=2))
+    pending = [engine.encode([0]), engine.denoise([0], [0]), engine.denoise([0], [1])]
+    engine.release(0)
+    job = make_job(seed=2, picture=2, steps=1, instruction="a red hat")
+    engine.admit(0, job)
+    done(engine.encode([0]))
+    done(engine.denoise([0], [0]))
+    for tick in pending:
+        done(tick)
+    wanted, _ = expected(model, house.folder, job)
+    np.testing.assert_allclose(array(engine, "latents")[0], wanted, rtol=TOLERANCE, atol=TOLERANCE)
+    engine.release(0)
+
+
 def test_a_tick_touches_no_slot_but_its_jobs(engine: TensorRTEngine, make_job: MakeJob) -> None:
     for slot in range(engine.num_slots):
         engine.admit(slot, make_job(seed=slot, picture=slot))

@@ -98,7 +98,7 @@ class TorchNetworks:
     def _text_encoder(self, given: Mapping[str, Tensor], out: Tensor) -> None:
         jobs, tokens, width = out.shape
         speeds = self._constant("speeds", 1.0 + torch.arange(width, dtype=torch.float32) / width)
-        words = self._memory("words", jobs, tokens, 1).copy_(given["tokens"][..., None])
+        words = self._memory("words", jobs, tokens, 1).copy_(given["tokens"][..., None]).add_(1.0)
         states = self._memory("states", jobs, tokens, width)
         torch.mul(words, speeds, out=states)
         out.copy_(states.sin_())

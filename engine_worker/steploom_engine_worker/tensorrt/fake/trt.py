@@ -56,7 +56,6 @@ class ILogger:
 
     def log(self, severity: Severity, msg: str) -> None:
         """Is told."""
-        raise NotImplementedError
 
 
 class ExecutionContextAllocationStrategy(Enum):
@@ -81,8 +80,8 @@ def unet(given: Mapping[str, Array]) -> Array:
 
 
 def text_encoder(given: Mapping[str, Array], width: int) -> Array:
-    """Each token's sine, at as many speeds as the states are wide."""
-    return np.sin(given["tokens"][..., None] * (1.0 + np.arange(width, dtype=np.float32) / width))
+    """The sine of what follows each token, at as many speeds as the states are wide."""
+    return np.sin((given["tokens"][..., None] + 1) * (1.0 + np.arange(width, dtype=np.float32) / width))
 
 
 def vae_encoder(given: Mapping[str, Array], side: int) -> Array:
