@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -275,3 +276,21 @@ async def test_a_call_that_is_cancelled_frees_its_job(house: House) -> None:
         await call
     assert await eventually(lambda: house.batcher.num_cancelled == 1)
     assert await house.is_clean()
+
+
+async def test_calls_are_counted_by_their_own_names(house: House) -> None:
+    async def asked() -> AsyncIterator[pb.ModelInferRequest]:
+        yield infer_request(tier="free")
+
+    await stub_of(house).ModelInfer(infer_request(tier="free"))
+    await status_of(stub_of(house).ModelInfer(infer_request(steps="many")))
+    assert [answer async for answer in stub_of(house).ModelStreamInfer(asked())]
+    assert await house.is_clean()
+
+    def count(method: str, tier: str, status: str) -> float | None:
+        labels = {"method": method, "tier": tier, "status": status}
+        return house.gateway.metrics.registry.get_sample_value("steploom_gateway_requests_total", labels)
+
+    assert count("ModelInfer", "free", "OK") == 1
+    assert count("ModelInfer", "-", "INVALID_ARGUMENT") == 1
+    assert count("ModelStreamInfer", "free", "OK") == 1
