@@ -101,10 +101,11 @@ def run_build_engine(options: BuildOptions, console: Console | None = None) -> N
             store = build_engines(request, flavour, teller)
         except (ExportError, KernelError, BuildError, EngineBuildError) as error:
             raise CommandError(str(error), ExitCode.FAILED) from None
-        except ModelError as error:
+        except ValueError as error:  # a ModelError too
             raise CommandError(str(error), ExitCode.USAGE) from None
-        except ValueError as error:
-            raise CommandError(str(error), ExitCode.USAGE) from None
+        except KeyboardInterrupt:
+            hint = "the same command goes on where it was"
+            raise CommandError("interrupted", ExitCode.INTERRUPTED, hint) from None
         except OSError as error:
             raise CommandError(f"{error.filename or request.folder}: {error.strerror}", ExitCode.FAILED) from None
     _conclude(console, request, store, time.monotonic() - begin)

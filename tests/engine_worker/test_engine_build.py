@@ -277,6 +277,20 @@ def test_a_build_that_breaks_off_goes_on_where_it_was(
     assert [path for path in fresh.folder.iterdir() if path.is_dir()] == [], "graphs are removed"
 
 
+def test_two_builds_do_not_share_a_folder(
+    text: Request, flavour: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_another(*arguments: Any) -> Built:
+        with pytest.raises(ValueError, match="another build is at work there"):
+            build_engines(fresh, flavour, Notes())
+        return build(*arguments)
+
+    fresh = replace(text, folder=tmp_path / "fresh", encode_buckets=(1,))
+    monkeypatch.setattr(engines, "build", start_another)
+    assert said(fresh, flavour) == [f"built {ONE}"]
+    assert said(fresh, flavour) == [f"kept {ONE}"]
+
+
 def test_an_engine_that_is_not_the_network_is_refused(
     text: Request, flavour: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

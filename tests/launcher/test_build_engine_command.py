@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from steploom import build_engine
-from steploom.build_engine import BuildOptions, parse_buckets, run_build_engine, target_capability
+from steploom.build_engine import BuildOptions, PhaseBar, parse_buckets, run_build_engine, target_capability
 from steploom.cli import main
 from steploom.exit_codes import CommandError, ExitCode
 from steploom_engine_worker.export import engines
@@ -153,3 +154,30 @@ def test_the_command_line_ends_with_2(
         main()
     assert end.value.code == ExitCode.USAGE
     assert "model_index.json: is missing" in capsys.readouterr().err
+
+
+def test_a_build_that_is_interrupted_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_engine, "find_flavour", lambda: RTX)
+    monkeypatch.setattr(engines, "build_engines", interrupt)
+    with pytest.raises(CommandError, match="interrupted") as caught:
+        run_build_engine(options(model=write_tiny_model(tmp_path / "tiny")))
+    assert caught.value.code is ExitCode.INTERRUPTED
+    assert "goes on where it was" in caught.value.hint
+
+
+def test_a_bar_counts_the_outermost_phase_and_names_the_innermost() -> None:
+    progress = Progress(disable=True)
+    bar = PhaseBar(progress, "unet 3")
+    bar.start("Building engine", "", 4)
+    bar.start("Timing graph nodes", "Building engine", 100)
+    bar.advance("Timing graph nodes")
+    bar.advance("Building engine")
+    (task,) = progress.tasks
+    assert (task.completed, task.total, task.description) == (1, 4, "unet 3: Timing graph nodes")
+    bar.finish("Timing graph nodes")
+    assert task.description == "unet 3: Building engine"
+    bar.finish("Building engine")
+    assert progress.tasks == []

@@ -7,9 +7,11 @@ told. The manifest is written after every engine, so that a build which is broke
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -106,7 +108,7 @@ def build_engines(request: Request, flavour: Flavour, reporter: Reporter) -> Pla
 
     Raises:
         ModelError: the model directory is wrong.
-        ValueError: the flavour cannot do what is asked for.
+        ValueError: the flavour cannot do what is asked for, or another build is at work in the folder.
         ExportError: a network cannot be exported, or its graph is not what torch gives.
         aot.ExportError: kernels cannot be compiled.
         BuildError: TensorRT fails.
@@ -121,8 +123,23 @@ def build_engines(request: Request, flavour: Flavour, reporter: Reporter) -> Pla
     if problem:
         raise ValueError(problem)
     request.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=request.folder, prefix=".graphs-") as scratch:
+    with _alone_in(request.folder), tempfile.TemporaryDirectory(dir=request.folder, prefix=".graphs-") as scratch:
         return _Build(request, flavour, reporter, Path(scratch)).run()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Nobody else builds into the folder meanwhile: the manifest has one writer.
+
+    Raises:
+        ValueError: somebody does.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another build is at work there") from None
+        yield
 
 
 class _Build:

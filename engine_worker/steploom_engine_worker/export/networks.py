@@ -377,7 +377,8 @@ class _PlainAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,  # diffusers passes it on  # noqa: ARG002
     ) -> Tensor:
-        if attention_mask is not None or attn.spatial_norm is not None or attn.norm_q is not None:
+        norms = (attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
+        if attention_mask is not None or any(norm is not None and norm is not False for norm in norms):
             raise ValueError("has attention with a mask or norms of its own, which is not exported")
         is_picture = hidden_states.dim() == 4
         x = hidden_states.flatten(2).transpose(1, 2) if is_picture else hidden_states
