@@ -97,6 +97,20 @@ async def test_the_blocking_client(house: House, clients: Found, tmp_path: Path)
     assert await house.is_clean()
 
 
+async def test_the_example_of_the_page(house: House, clients: Found, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "compatibility.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    for theirs, ours in (("127.0.0.1:8001", f"127.0.0.1:{house.gateway.port}"), ('"avatar-edit"', '"fake"')):
+        assert theirs in example
+        example = example.replace(theirs, ours)
+    (tmp_path / "portrait.png").write_bytes(encoded(SENT))
+    process = await asyncio.create_subprocess_exec(clients["python"], "-c", example, cwd=tmp_path)
+    assert await process.wait() == 0
+    assert np.array_equal(decoded((tmp_path / "out.png").read_bytes()), DRAWN)
+    job = house.batcher.requests[-1]
+    assert (job.instruction, job.seed, job.guidance_scale, job.tier) == ("put on sunglasses", 7, 4.0, "free")
+
+
 async def test_raw_pixels(house: House, clients: Found, tmp_path: Path) -> None:
     got = await calls(house, clients, "raw", tmp_path, SENT.tobytes())
     assert base64.b64decode(got["raw"]) == DRAWN.tobytes()
