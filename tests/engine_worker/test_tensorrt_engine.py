@@ -193,6 +193,29 @@ def test_previews_are_of_the_step_that_they_were_asked_for(engine: TensorRTEngin
         engine.release(slot)
 
 
+def test_ticks_that_are_under_way_at_once_keep_what_they_found_apart(engine: TensorRTEngine, make_job: MakeJob) -> None:
+    """Each is read only when all have been started, as far as the worker lets them."""
+    slots = list(range(engine.max_pending))
+    for slot in slots:
+        engine.admit(slot, make_job(seed=slot, picture=slot, steps=2))
+    done(engine.encode(slots))
+    apart = [done(engine.denoise([slot], [0], previewed=[slot])).previews[slot]() for slot in slots]
+    shown = [done(engine.decode([slot])).pictures[0].copy() for slot in slots]
+    done(engine.encode(slots))
+    pending = [engine.denoise([slot], [0], previewed=[slot]) for slot in slots]
+    engine.check()  # all of them have ended
+    for slot, tick, picture in zip(slots, pending, apart, strict=True):
+        assert np.array_equal(done(tick).previews[slot](), picture)
+    pending = [engine.decode([slot]) for slot in slots]
+    engine.check()
+    for tick, picture in zip(pending, shown, strict=True):
+        assert np.array_equal(done(tick).pictures[0], picture)
+    assert not np.array_equal(shown[0], shown[1])
+    assert not np.array_equal(apart[0], apart[1])
+    for slot in slots:
+        engine.release(slot)
+
+
 def test_says_what_it_is(house: House, engine: TensorRTEngine, model: Description) -> None:
     assert (engine.name, engine.device, engine.max_pending, engine.num_slots) == ("tensorrt", "cuda:0", 4, 5)
     assert engine.model.digest == model.digest
