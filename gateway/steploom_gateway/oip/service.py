@@ -38,7 +38,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
-_EXTENSIONS = ("statistics", "model_configuration", "schedule_policy", "parameters", "binary_tensor_data", "logging")
+_EXTENSIONS = ("statistics", "model_configuration", "schedule_policy", "parameters", "logging")
 _MAX_PER_STREAM = 256  # requests of one stream that are open at once; further ones are not read before one has ended
 
 
