@@ -101,11 +101,12 @@ class Slots:
             start, end = end, end + place.numel()
             staged.numpy()[start:end] = values
             place.copy_(staged[start:end].view(place.shape), non_blocking=True)
-        self.initial_scale[slot] = table.initial_scale
+        # not by assignment, which goes through memory that the device would have to be waited for
+        self.initial_scale[slot].fill_(table.initial_scale)
+        self.adapter_numbers[slot].fill_(order.adapter)
+        self.gates[slot].fill_(float(order.adapter != NO_ADAPTER))
+        self.seeds[slot].fill_(int(as_int64([order.seed])[0]))
         self.adapters[slot] = order.adapter
-        self.adapter_numbers[slot] = order.adapter
-        self.gates[slot] = float(order.adapter != NO_ADAPTER)
-        self.seeds[slot] = int(as_int64([order.seed])[0])
         self._branches[slot] = tuple(order.weights)
 
     def rows(self, slots: Sequence[int]) -> TickRows:

@@ -138,6 +138,7 @@ def test_without_a_gpu_it_says_so(main: Callable[[list[str]], int], capsys: pyte
         ("nvjet_hsh_256x128_64x4_1x2_h_bz_TNT", "matrix product"),
         ("_moments_kernel", "group norm"),
         ("_layer_norm_kernel", "layer norm"),
+        ("_hopper_kernel", "attention"),
         ("_geglu_kernel", "GEGLU"),
         ("_linear_geglu_walk_kernel", "product with GEGLU"),
         ("_gated_lora_kernel", "adapters"),

@@ -11,7 +11,7 @@ import torch
 
 # In this order: the first that matches a kernel's name.
 _KINDS: Mapping[str, str] = {
-    "attention": r"flash|fmha|attention|sdpa|mha_",
+    "attention": r"flash|fmha|attention|sdpa|mha_|_hopper_kernel",
     "convolution": r"conv|fprop|wgrad|implicit|xmma_f",
     "group norm": r"group_norm|_moments_kernel|_apply_kernel|_whole_kernel|RowwiseMoments|GroupNorm",
     "layer norm": r"layer_norm|LayerNorm",
