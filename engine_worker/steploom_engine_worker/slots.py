@@ -84,8 +84,8 @@ class Slots:
         Args:
             slot: of the job.
             order: what it asks for.
-            staged: float32 [order_size] of the host, from which a device copies by itself, and which stays as it is until
-                it has. None: memory of its own.
+            staged: float32 [order_size] of the host, from which a device copies by itself, and which stays as it is
+                until it has. None: memory of its own.
         """
         table = order.table
         steps = len(table.timesteps)
