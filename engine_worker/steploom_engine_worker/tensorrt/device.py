@@ -185,6 +185,7 @@ class Device:
         self._driver = driver
         self._context: Any = None
         self._local = threading.local()
+        self._recording = threading.RLock()  # held while a thread records: none may wait for the whole device then
         self.index = index
         self.blocking_sync = driver.CUevent_flags.CU_EVENT_BLOCKING_SYNC.value
         count = self.call("cuDeviceGetCount")
@@ -252,8 +253,8 @@ class Device:
             Exception: what `run` raised, or what kept the driver from making a graph of it.
         """
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self.call("cuStreamBeginCapture", stream.handle, mode)
-        with self._keeping():
+        with self._recording, self._keeping():
+            self.call("cuStreamBeginCapture", stream.handle, mode)
             try:
                 run()
             except BaseException:
@@ -296,7 +297,8 @@ class Device:
         Raises:
             CudaError: it has failed, and never will work again in this process.
         """
-        self.call("cuCtxSynchronize")
+        with self._recording:
+            self.call("cuCtxSynchronize")
 
     def call(self, name: str, *arguments: Any) -> Any:
         """One call of the driver: what it gives beside its result code, one value alone.

@@ -125,10 +125,10 @@ class Network:
         if context is None:
             raise runtime.error(f"no execution context of {self.title}")
         execution = Execution(runtime, self, context, stream)
-        if profile:
+        if self._engine.num_optimization_profiles > 1:  # else it has the one that there is
             execution.need("set_optimization_profile_async", profile, stream.address)
             stream.wait()
-        memory = scratch.at_least(_scratch_bytes(self._engine, profile))
+        memory = scratch.at_least(_scratch_bytes(self._engine))
         if memory is not None:
             execution.use(memory)
         for name, shape in shapes.items():
@@ -279,12 +279,12 @@ def _bare_context(trt: Any, engine: Any) -> Any:
     return engine.create_execution_context_without_device_memory()
 
 
-def _scratch_bytes(engine: Any, profile: int) -> int:
-    """What a context needs: of its profile alone where TensorRT can tell (10), else of the hungriest (8.6)."""
-    for name in ("get_device_memory_size_for_profile_v2", "get_device_memory_size_for_profile"):
+def _scratch_bytes(engine: Any) -> int:
+    """What a context needs, whatever its profile: executions share it, and that of the largest needs nearly as much."""
+    for name in ("device_memory_size_v2", "device_memory_size"):  # 10.1 and later; all before 11
         if hasattr(engine, name):
-            return int(getattr(engine, name)(profile))
-    return int(engine.device_memory_size)
+            return int(getattr(engine, name))
+    raise AttributeError("this TensorRT does not tell how much memory a context needs")
 
 
 def _use_memory(context: Any, memory: Memory) -> None:

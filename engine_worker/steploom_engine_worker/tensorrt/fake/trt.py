@@ -214,6 +214,15 @@ class _Engine:
     def num_io_tensors(self) -> int:
         return len(self.specs)
 
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.buckets)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Of the hungriest profile."""
+        return SCRATCH_BYTES * max(self.buckets)
+
     def get_tensor_name(self, index: int) -> str:
         return str(list(self.specs)[index])
 
@@ -236,7 +245,7 @@ class _OldEngine(_Engine):
 
     @property
     def device_memory_size(self) -> int:
-        return SCRATCH_BYTES * max(self.buckets)
+        return self.scratch_bytes
 
     def create_execution_context_without_device_memory(self) -> Any:
         return self._context()
@@ -245,8 +254,9 @@ class _OldEngine(_Engine):
 class _MiddleEngine(_Engine):
     """10.0"""
 
-    def get_device_memory_size_for_profile(self, profile: int) -> int:
-        return SCRATCH_BYTES * self.buckets[profile]
+    @property
+    def device_memory_size(self) -> int:
+        return self.scratch_bytes
 
     def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> Any:
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
@@ -256,8 +266,9 @@ class _MiddleEngine(_Engine):
 class _NewEngine(_Engine):
     """10.1 and later; RTX"""
 
-    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return SCRATCH_BYTES * self.buckets[profile]
+    @property
+    def device_memory_size_v2(self) -> int:
+        return self.scratch_bytes
 
     def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> Any:
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
@@ -299,8 +310,10 @@ class _Context:
         return self._answer("set_optimization_profile_async", self._use_profile(profile))
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> Any:
-        if self._profile is None and not self._use_profile(0):
-            return False
+        if self._profile is None and len(self._engine.buckets) > 1:
+            return self._refuse("no optimization profile has been set")
+        if self._profile is None:
+            self._use_profile(0)
         bucket = self._engine.buckets[self._profile or 0]
         if shape != (bucket, *self._engine.specs[name].shape[1:]):
             return self._refuse(f"{name}: {shape} is not of the profile of {bucket}")
@@ -318,10 +331,9 @@ class _Context:
 
     def execute_async_v3(self, stream: int) -> Any:
         engine = self._engine
-        bucket = engine.buckets[self._profile or 0]
         missing = [spec.name for spec in engine.specs.values() if spec.name not in self._addresses]
         missing += [spec.name for spec in engine.specs.values() if spec.is_input and spec.name not in self._shapes]
-        if missing or self._memory is None or self._memory[1] < SCRATCH_BYTES * bucket:
+        if missing or self._memory is None or self._memory[1] < engine.scratch_bytes:
             return self._refuse(f"{', '.join(missing) or 'the context'} has no memory or no shape")
         answer = self._answer("execute_async_v3", True)
         if answer is True:
