@@ -324,7 +324,7 @@ def test_floats_of_8_bits_in_the_transformers(
     }
     model = write_tiny_model(tmp_path / "small", unet=small)
     attention = [name for name, _ in linear_maps(load_model(model).unet) if "attn" in name]
-    add_adapter(model, "few-step", seed=1, names=attention)
+    add_adapter(model, "few-step", seed=1, rank=16, names=attention)
     graphs: list[Graph] = []
 
     class Watching(Notes):

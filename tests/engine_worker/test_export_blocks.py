@@ -44,6 +44,8 @@ def test_blocks_one_after_the_other_are_the_network(root: Path, tmp_path: Path) 
     assert list(parts)[:3] == ["down_blocks.0.resnets.0", "down_blocks.0.attentions.0", "down_blocks.0.downsamplers.0"]
     assert {name.split(".")[0] for name in parts} == {"down_blocks", "mid_block", "up_blocks"}
     assert len(parts) == 14
+    transformer = parts["down_blocks.0.attentions.0"].graph
+    assert (len(transformer.inputs), len(transformer.outputs)) == (2, 1), "a picture and the text, a picture"
     assert 0.9 * graph.nodes_after < sum(part.graph.num_nodes() for part in parts.values()) < graph.nodes_after
 
     # the first block alone, fed with what the whole network makes of it, gives what the second one reads

@@ -83,14 +83,15 @@ def test_files_that_no_plan_names_are_removed_after_the_manifest_is_there(store:
     assert open_store(store.folder).read(store.plans[0]) == b"an engine"
 
 
-def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     file = tmp_path / "manifest.json"
     write_whole(file, b"old")
 
     def fail(*_: object) -> None:
         raise OSError("no space")
 
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, step, fail)
     with pytest.raises(OSError, match="no space"):
         write_whole(file, b"new and longer")
     assert file.read_bytes() == b"old"
