@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -202,6 +203,29 @@ BAD = {
     "classes": (infer_request(outputs=[Output(name="edited_image", parameters=parameters({"classification": 3}))]),
                 "outputs.edited_image.parameters.classification", "does not exist"),
 }  # fmt: skip
+
+
+async def test_a_flood_of_faults_is_told_in_few_words(house: House) -> None:
+    many: dict[str, Any] = {f"p{n}": 1 for n in range(10_000)}
+    for asked, field in (
+        (infer_request(outputs=[Output(name=f"o{n}") for n in range(100_000)]), "outputs"),
+        (infer_request(**many), "parameters"),
+        (pb.ModelInferRequest(model_name="fake", inputs=[Input(name="x" * 500)] * 1000), "inputs"),
+        (pb.ModelInferRequest(model_name="fake", raw_input_contents=[b""] * 1000), "raw_input_contents"),
+    ):
+        error = await status_of(stub_of(house).ModelInfer(asked))
+        assert error.code() is Status.INVALID_ARGUMENT
+        assert re.match(rf"{field}: has \d+ entries", str(error.details()))
+    eight = [Input(name=f"{n}" * 500) for n in range(8)]
+    values: dict[str, Any] = {f"{n}" * 500: n for n in range(8)}
+    asked = infer_request(outputs=[Output(name=f"{n}" * 500) for n in range(8)], **values)
+    asked.inputs.extend(eight[:6])
+    del asked.raw_input_contents[:]
+    error = await status_of(stub_of(house).ModelInfer(asked))
+    assert error.code() is Status.INVALID_ARGUMENT
+    trailers: Any = dict(error.trailing_metadata() or ())
+    # base64 on the wire; clients take 8 KiB of metadata
+    assert len(str(error.details())) + 4 / 3 * len(trailers["grpc-status-details-bin"]) < 7000
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -5,13 +5,13 @@ What only this protocol has is checked here: tensors, parameters by name and kin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from steploom_common.errors import InvalidRequest, Violation
 from steploom_gateway.catalogue import Catalogue
 from steploom_gateway.oip.names import EDITED, IMAGE, INSTRUCTION, PREVIEW
-from steploom_gateway.oip.parameters import UINT32, UINT64, Parameters
+from steploom_gateway.oip.parameters import MAX_ENTRIES, MAX_NAME, UINT32, UINT64, Parameters
 from steploom_gateway.oip.regions import Regions, Stretch
 from steploom_gateway.oip.tensors import BYTES, UINT8, Expected, Inputs, Tensor, stretch_of
 from steploom_gateway.service import Asked
@@ -47,10 +47,12 @@ def read_order(
         max_bytes: that a tensor may take of shared memory.
 
     Raises:
-        InvalidRequest: names everything that only this protocol has and that is not as it must be.
+        InvalidRequest: names what only this protocol has and is not as it must be; not more than an answer can hold.
         NotFound: there is no such shared memory.
     """
-    problems: list[Violation] = []
+    problems = list(_too_long(request))
+    if problems:
+        raise InvalidRequest(*problems)
     tensors = Inputs(request, EXPECTED, regions, max_bytes, problems).read()
     edit = image_pb2.EditRequest(model=request.model_name, request_id=request.id)
     parameters = Parameters("parameters", request.parameters, problems)
@@ -60,7 +62,7 @@ def read_order(
     parameters.finish()
     _read_tensors(tensors, edit, problems)
     if problems:
-        raise InvalidRequest(*problems)
+        raise InvalidRequest(*problems[:MAX_ENTRIES])
     del request.inputs[:], request.raw_input_contents[:]  # the edit has them now; one copy is enough
     return Asked(edit, timeout_us / 1e6 if timeout_us else None), wanted
 
@@ -80,6 +82,13 @@ def words(enum: str) -> dict[str, int]:
 SAMPLERS = words("Sampler")
 FORMATS = words("ImageFormat")
 SIZE_RULES = words("SizeRule")
+
+
+def _too_long(request: pb.ModelInferRequest) -> Iterator[Violation]:
+    for name in ("inputs", "outputs", "raw_input_contents"):
+        length = len(getattr(request, name))
+        if length > MAX_ENTRIES:
+            yield Violation(name, f"has {length} entries, must have at most {MAX_ENTRIES}")
 
 
 def _read_parameters(parameters: Parameters, edit: image_pb2.EditRequest, catalogue: Catalogue) -> int | None:
@@ -126,7 +135,7 @@ def _outputs(
         return {EDITED: None, PREVIEW: None}
     outputs: dict[str, Stretch | None] = {}
     for asked in request.outputs:
-        where = f"outputs.{asked.name[:100]}"
+        where = f"outputs.{asked.name[:MAX_NAME]}"
         stretch = stretch_of(Parameters(f"{where}.parameters", asked.parameters, problems))
         if asked.name not in (EDITED, PREVIEW):
             problems.append(Violation(where, f"does not exist; there are: {EDITED}, {PREVIEW}"))

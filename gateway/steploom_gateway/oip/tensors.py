@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from steploom_common.errors import Violation
-from steploom_gateway.oip.parameters import UINT64, Parameters
+from steploom_gateway.oip.parameters import MAX_NAME, UINT64, Parameters
 from steploom_gateway.oip.regions import Regions, Stretch
 from steploom_protos.inference import grpc_service_pb2 as pb
 
@@ -92,7 +92,7 @@ class Inputs:
                 tensors[given.name] = self._tensor(given, own)
             except ValueError as error:
                 self._refuse(given.name, str(error))
-        named = {given.name for given in self._request.inputs}
+        named = [given.name for given in self._request.inputs]
         self._problems += [Violation(_path(name), "is missing") for name in self._expected if name not in named]
         return tensors
 
@@ -136,7 +136,7 @@ class Inputs:
         return self._regions.read(stretch)
 
     def _refuse(self, name: str, problem: str) -> None:
-        self._problems.append(Violation(_path(name[:100]), problem))
+        self._problems.append(Violation(_path(name[:MAX_NAME]), problem))
 
 
 def element(data: bytes) -> bytes:
