@@ -44,6 +44,19 @@ class GatewayConfig:
         at_least=0,
         at_most=1_000_000,
     )
+    retry_window_s: float = setting(
+        60.0,
+        "seconds for which a picture is kept for a retry of its request, under the same request id; 0: no request "
+        "joins another, nor gets its picture",
+        at_least=0,
+        at_most=3600,
+    )
+    retry_bytes: int = setting(
+        64 * 2**20,
+        "bytes of all pictures that are kept for retries, the oldest make way; 0: retries join what runs, and no more",
+        at_least=0,
+        at_most=2**36,
+    )
     arena_blocks: int = setting(
         64, "pictures in shared memory at once; further ones travel in messages; 0: all do", at_least=0, at_most=65_536
     )

@@ -44,6 +44,12 @@ class Metrics:
             ["cause"],
             registry=self.registry,
         )
+        self.repeats = Counter(
+            "steploom_gateway_repeats",
+            "Edits that did not run, because the same request ran already (joined) or had its picture (stored)",
+            ["how"],
+            registry=self.registry,
+        )
         self.stage_seconds = Histogram(
             "steploom_gateway_stage_seconds",
             "Time of finished edits in each stage (queue, encode, denoise, decode, total), by tier",
@@ -69,6 +75,10 @@ class Metrics:
     def count_refused(self, cause: str) -> None:
         """Counts a call that did not come in."""
         self.refused.labels(cause).inc()
+
+    def count_repeat(self, how: str) -> None:
+        """Counts an edit that did not run for itself."""
+        self.repeats.labels(how).inc()
 
     def observe_codec(self, operation: str, seconds: float) -> None:
         """Counts one picture's time in the codec."""

@@ -64,7 +64,7 @@ class Observation:
             self._metrics.observe_timings(self.tier, self.timings)
         if error is None and self.timings is not None:
             self._metrics.tally.add_done(elapsed_s, self.prepare_s, self.timings, self.write_s)
-        else:
+        elif error is not None:  # else it has joined another, which counts
             self._metrics.tally.failed.add(elapsed_s)
         log.info(
             "%s request_id=%s tier=%s status=%s ms=%.1f token=%s",

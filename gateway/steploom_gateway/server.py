@@ -118,6 +118,7 @@ class Gateway:
     async def close(self) -> None:
         """Ends everything that is left, and removes the shared memory."""
         await self._server.stop(_LAST_WORDS_S)
+        self.service.retries.close()
         await self.loans.close()
         await self.batcher.close()
         await asyncio.to_thread(self.codec.close)

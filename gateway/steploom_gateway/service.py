@@ -9,23 +9,27 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc.aio
 
 from steploom_common.errors import QueueFull, Unavailable
 from steploom_gateway.batcher_client import BatcherClient
+from steploom_gateway.caller import current_caller
 from steploom_gateway.catalogue import Catalogue
 from steploom_gateway.config import GatewayConfig
 from steploom_gateway.edit import EditJob, Tools
 from steploom_gateway.metrics import Metrics
 from steploom_gateway.observation import Observation
-from steploom_gateway.validation import check_names, read_edit
+from steploom_gateway.retries import Retries, same
+from steploom_gateway.validation import check_names, is_request_id, read_edit
 from steploom_protos.v1 import image_pb2, image_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _BUSY_RETRY_S = 0.5
+_ID_OF_CALL = "x-request-id"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     """
 
     def __init__(self, config: GatewayConfig, batcher: BatcherClient, tools: Tools, metrics: Metrics) -> None:
+        self.retries = Retries(config.retry_window_s, config.retry_bytes, metrics.count_repeat)
         self._config = config
         self._batcher = batcher
         self._tools = tools
@@ -60,7 +65,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         self._idle.set()
 
     def __repr__(self) -> str:
-        return f"ImageService(open={self._num_open}, draining={self._is_draining})"
+        return f"ImageService({self.retries!r}, open={self._num_open}, draining={self._is_draining})"
 
     @property
     def num_open(self) -> int:
@@ -75,19 +80,21 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     async def Edit(self, request: image_pb2.EditRequest, context: Context) -> image_pb2.EditResponse:
         """The last event of an edit that nobody watches."""
         last = image_pb2.EditEvent()
-        async with aclosing(self.run(_as_it_came(request), context, "Edit", is_watched=False)) as events:
+        retry_id = request.request_id or id_of_call(context)
+        async with aclosing(self.run(_as_it_came(request), context, "Edit", False, retry_id)) as events:
             async for event in events:
                 last = event
         return last.done
 
     async def EditStream(self, request: image_pb2.EditRequest, context: Context) -> AsyncGenerator[image_pb2.EditEvent]:
         """The events of an edit, the picture last."""
-        async with aclosing(self.run(_as_it_came(request), context, "EditStream", is_watched=True)) as events:
+        retry_id = request.request_id or id_of_call(context)
+        async with aclosing(self.run(_as_it_came(request), context, "EditStream", True, retry_id)) as events:
             async for event in events:
                 yield event
 
     async def run(
-        self, read: Reader, context: Context, method: str, is_watched: bool
+        self, read: Reader, context: Context, method: str, is_watched: bool, retry_id: str = ""
     ) -> AsyncGenerator[image_pb2.EditEvent]:
         """The events of one edit, the picture last: what every protocol of the gateway goes through.
 
@@ -96,6 +103,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
             context: the call that is answered.
             method: the name by which it is counted.
             is_watched: whether progress and previews are sent.
+            retry_id: by which the same request is known when it comes again; empty: it always runs.
 
         Raises:
             SteploomError: what was asked for cannot be, or the batcher's refusal or failure.
@@ -108,9 +116,16 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
                 asked = await read(catalogue)
                 if asked.timeout_s is not None:
                     deadline_unix_s = min(deadline_unix_s or math.inf, arrival_unix_s + asked.timeout_s)
+                asked.request.request_id = asked.request.request_id or retry_id
+                key = None
+                if retry_id and self.retries.is_on:
+                    key = await same(current_caller().name, retry_id, asked.request)
                 edit = self._taken(asked.request, catalogue, seen)
-                async with aclosing(edit.events(deadline_unix_s, is_watched)) as events:
+                start = partial(edit.events, deadline_unix_s, is_watched)
+                events = start() if key is None else self.retries.events(key, deadline_unix_s, start)
+                async with aclosing(events):
                     async for event in events:
+                        seen.tier = event.done.tier or seen.tier  # also of one that another call has started
                         yield event
             finally:
                 self._leave()
@@ -153,6 +168,14 @@ def _as_it_came(request: image_pb2.EditRequest) -> Reader:
         return Asked(request)
 
     return read
+
+
+def id_of_call(context: Context) -> str:
+    """The id that a caller, or a proxy on the way, has given a call; empty: none, or one that is not well-formed."""
+    for key, value in context.invocation_metadata() or ():
+        if key == _ID_OF_CALL and isinstance(value, str) and is_request_id(value):
+            return value
+    return ""
 
 
 def _deadline(context: Context) -> float:

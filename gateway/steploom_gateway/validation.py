@@ -96,6 +96,11 @@ def check_names(order: EditOrder, catalogue: Catalogue) -> None:
     current_caller().check_tier(order.tier)
 
 
+def is_request_id(text: str) -> bool:
+    """Whether an id that a caller has chosen is well-formed; an empty one is."""
+    return _REQUEST_ID.fullmatch(text) is not None
+
+
 def _picture(image: image_pb2.Image) -> bytes | RawPicture:
     if image.WhichOneof("content") == "encoded":
         return image.encoded
@@ -123,7 +128,7 @@ def _violations(request: image_pb2.EditRequest, config: GatewayConfig, max_steps
             yield Violation(field, f"is {getattr(request, field)}, must be one of {known}")
     if request.preview_every > max_steps:
         yield Violation("preview_every", f"is {request.preview_every}, must be at most {max_steps}; 0 for none")
-    if not _REQUEST_ID.fullmatch(request.request_id):
+    if not is_request_id(request.request_id):
         yield Violation("request_id", "must be at most 64 characters of A-Z, a-z, 0-9 and . _ : -")
     if request.conditioning:
         yield Violation("conditioning", f"has {len(request.conditioning)} pictures, must be empty: no model takes any")

@@ -51,7 +51,9 @@ class EditOptions(TypedDict, total=False):
     output_format: Format | None  # default: "png"
     size_rule: SizeRule | None  # how the picture becomes the model's square; default: "crop"
     preview_every: int | None  # edit_stream: a preview after every so many steps; default: none
-    request_id: str | None  # the caller's own id; default: the service makes one
+    # The caller's own id, under which the same request may be sent again: it then joins the job that runs, or gets its
+    # picture, in place of a second one. Default: the service makes one.
+    request_id: str | None
     adapter: str | None  # low-rank adapter by name; "none": none; default: the tier's
 
 

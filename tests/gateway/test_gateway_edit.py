@@ -80,9 +80,9 @@ async def test_deadline_becomes_an_absolute_time(house: House) -> None:
     assert start + 55 < house.batcher.requests[-1].deadline_unix_s < time.time() + 62
 
 
-async def test_same_request_id_twice_at_once_is_two_jobs(house: House) -> None:
+async def test_the_same_request_id_for_two_requests_at_once_is_two_jobs(house: House) -> None:
     house.batcher.play(hold_at="started")
-    calls = [house.stub.Edit(request(request_id="twin")) for _ in range(2)]
+    calls = [house.stub.Edit(request(request_id="twin", seed=seed)) for seed in range(2)]
     assert await eventually(lambda: house.batcher.num_held == 2)
     house.batcher.resume.set()
     assert [(await call).request_id for call in calls] == ["twin", "twin"]

@@ -26,7 +26,7 @@ from steploom_gateway.oip.orders import Wanted, read_order, renamed
 from steploom_gateway.oip.regions import Regions
 from steploom_gateway.oip.statistics import statistics
 from steploom_gateway.oip.stream import interleaved
-from steploom_gateway.service import Asked, ImageService
+from steploom_gateway.service import Asked, ImageService, id_of_call
 from steploom_gateway.tally import Tally
 from steploom_protos.inference import grpc_service_pb2 as pb
 from steploom_protos.inference import grpc_service_pb2_grpc
@@ -227,7 +227,9 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         order = _Order(self._config, self._regions, request)
         method = "ModelStreamInfer" if is_stream else "ModelInfer"
         try:
-            async with aclosing(self._images.run(order.read, context, method, is_watched=is_stream)) as events:
+            # Triton's ids only name requests: one that is to be known when it comes again is given with the call
+            retry_id = "" if is_stream else id_of_call(context)
+            async with aclosing(self._images.run(order.read, context, method, is_stream, retry_id)) as events:
                 async for event in events:
                     is_final = event.HasField("done")
                     if is_final or (is_stream and order.wanted.has_progress):
