@@ -24,10 +24,11 @@ def test_half_precision_is_allowed_but_for_what_is_computed_of_timesteps() -> No
     built = build(recorded.flavour, GRAPH, (3,), H100)
     assert network(recorded).flags == 1, "explicit batch"
     assert recorded.config.flags == ["FP16", "OBEY_PRECISION_CONSTRAINTS"]
-    float32 = recorded.flavour.module.float32
+    float32, float16 = recorded.flavour.module.float32, recorded.flavour.module.float16
     kept = {layer.name: (layer.precision, layer.output_types) for layer in network(recorded).layers}
     assert kept["multiply"] == kept["sine"] == (float32, {0: float32})
-    assert {name for name, (precision, _) in kept.items() if precision is not None} == {"multiply", "sine"}
+    assert kept["convolution"] == (float16, {})
+    assert {name for name, (precision, _) in kept.items() if precision is None} == {"table", "other table", "cast"}
     assert set(built.tensors) == {
         TensorSpec("sample", "float16", (-1, 8, 8, 8), is_input=True),
         TensorSpec("timesteps", "float32", (-1,), is_input=True),

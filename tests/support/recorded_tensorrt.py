@@ -30,6 +30,7 @@ class Layer:
     name: str
     inputs: Sequence[Tensor | None]
     outputs: Sequence[Tensor]
+    type: str = "OTHER"
     precision: Any = None
     output_types: dict[int, Any] = field(default_factory=dict)
 
@@ -67,7 +68,7 @@ class Network:
             Layer("multiply", [times, constant], [phases]),
             Layer("sine", [phases, None], [waves]),
             Layer("cast", [waves], [short]),
-            Layer("convolution", [sample, short], [out]),
+            Layer("convolution", [sample, short], [out], "CONVOLUTION"),
         ]
         self.num_layers, self.num_inputs, self.num_outputs = len(self.layers), 2, 1
 
@@ -182,7 +183,9 @@ class Recorded:
             Builder=Builder,
             OnnxParser=Parser,
             DataType=_DataType,
+            LayerType=SimpleNamespace(CONVOLUTION="CONVOLUTION"),
             float32=_DataType.FLOAT,
+            float16=_DataType.HALF,
             NetworkDefinitionCreationFlag=SimpleNamespace(EXPLICIT_BATCH=0),
             BuilderFlag=SimpleNamespace(
                 FP16="FP16",
