@@ -21,6 +21,7 @@ from steploom import Client
 from steploom.exit_codes import ExitCode
 from steploom.health import check
 from steploom.runtime import RuntimeDir
+from steploom_engine_worker.errors import EXIT_FATAL
 from steploom_engine_worker.tiny_model import write_tiny_model
 
 PATIENCE_S = 120.0
@@ -108,6 +109,19 @@ def test_a_damaged_file_of_the_engines_ends_it_with_a_reason(
     assert words in said
     assert "steploom build-engine" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("what", [["--check"], ["--listen", "127.0.0.1:0"]])
+@pytest.mark.parametrize("call", ["cuDevicePrimaryCtxRetain", "cuStreamCreate"])
+def test_a_device_that_somebody_else_has_is_no_fault_of_the_settings(
+    folder: Path, model: Path, what: list[str], call: str
+) -> None:
+    """The supervisor starts such a worker again."""
+    environment = shadows(folder / "modules", faults={call: 2})
+    command = [sys.executable, "-P", "-m", "steploom_engine_worker", "--engine", "tensorrt", "--model", str(model)]
+    done = subprocess.run([*command, *what], env=dict(environment), capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == EXIT_FATAL
+    assert f"CUDA error 2 (CUDA_ERROR_OUT_OF_MEMORY) in {call}: out of memory" in done.stderr
 
 
 def test_it_serves_and_no_process_loads_torch(folder: Path, model: Path) -> None:

@@ -13,7 +13,10 @@ _MISSING = 'raise ModuleNotFoundError("No module named {name!r}", name={name!r})
 _DRIVER = """
 import sys
 from steploom_engine_worker.tensorrt.fake.driver import FakeDriver
+from steploom_engine_worker.tensorrt.fake.driver import Code
 sys.modules[__name__] = FakeDriver(capability={capability!r}, num_devices={num_devices!r})
+for name, code in {faults!r}.items():
+    sys.modules[__name__].fail(name, Code(code))
 """
 _TENSORRT = """
 import sys
@@ -30,6 +33,7 @@ def shadows(
     has_cuda: bool = True,
     num_devices: int = 1,
     capability: tuple[int, int] = (9, 0),
+    faults: Mapping[str, int] | None = None,
 ) -> Mapping[str, str]:
     """The environment of a process that finds them.
 
@@ -39,6 +43,7 @@ def shadows(
         has_cuda: whether cuda-python is installed.
         num_devices: how many GPUs there are.
         capability: theirs.
+        faults: CUresult of a call by its name, once.
     """
     modules = {name: _MISSING.format(name=name) for name in (*HEAVY, "tensorrt_rtx")}
     modules["tensorrt"] = (
@@ -52,5 +57,7 @@ def shadows(
         bindings = folder / "cuda" / "bindings"
         bindings.mkdir()
         (bindings / "__init__.py").write_text("")
-        (bindings / "driver.py").write_text(_DRIVER.format(capability=capability, num_devices=num_devices))
+        (bindings / "driver.py").write_text(
+            _DRIVER.format(capability=capability, num_devices=num_devices, faults=dict(faults or {}))
+        )
     return {**os.environ, "PYTHONPATH": str(folder)}

@@ -47,6 +47,7 @@ def check_tensorrt(config: WorkerConfig, finders: Finders | None = None) -> None
 
     Raises:
         ConfigError: something is missing or does not fit; says what to install or to run.
+        CudaError: the device has failed.
     """
     problem = find_problem(
         engines_folder(model_root(config.model), config.engines), device_index(config.device), finders

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steploom_engine_worker.tensorrt.device import CudaError, Device, NoCuda, load_driver
+from steploom_engine_worker.tensorrt.device import Device, NoCuda, load_driver
 from steploom_engine_worker.tensorrt.flavour import NAMES, Flavour, NoTensorRT, find_flavour
 from steploom_engine_worker.tensorrt.plan_store import FOLDER, REBUILD, PlanError, PlanStore, foreign, open_store
 
@@ -88,10 +88,14 @@ def _flavours(folder: Path) -> tuple[str, ...]:
 
 def find_problem(folder: Path, index: int, finders: Finders | None = None) -> str:
     """Why a worker would not come up on this machine, in words; empty where it would, as far as is seen without a
-    look at model and plans."""
+    look at model and plans.
+
+    Raises:
+        CudaError: the device has failed, or somebody else has its memory: neither is the machine's fault.
+    """
     try:
         machine = find_machine(folder, index, finders)
-    except (CannotServe, CudaError) as error:
+    except CannotServe as error:
         return str(error)
     flavour, capability = machine.flavour, machine.device.capability
     for plan in machine.store.plans:
