@@ -67,6 +67,7 @@ class Loans:
         self._settle_s = settle_s
         self._arena: Arena | None = None
         self._settling: set[asyncio.Task[None]] = set()
+        self._is_closed = False  # there is nobody left to ask for what is free, and nothing to lend
 
     def __repr__(self) -> str:
         return f"Loans({self._arena}, settling={len(self._settling)})"
@@ -83,13 +84,13 @@ class Loans:
 
     def lend(self, num_bytes: int) -> Loan | None:
         """A block for pictures of `num_bytes`, or None: the pixels then travel in messages."""
-        arena = self._arena_for(num_bytes)
+        arena = None if self._is_closed else self._arena_for(num_bytes)
         block = arena.borrow() if arena else None
         return Loan(arena, block) if arena and block else None
 
     def end(self, loan: Loan, job_id: str, is_free: bool) -> None:
         """Ends a loan: at once where the job's end was seen, else when the batcher says so."""
-        if is_free:
+        if is_free or self._is_closed:
             loan.give_back()
             return
         task = asyncio.create_task(self._settle(loan, job_id), name=f"settle {job_id}")
@@ -98,6 +99,7 @@ class Loans:
 
     async def close(self) -> None:
         """Removes the arena. Workers that still have it mapped keep their view of it."""
+        self._is_closed = True
         for task in self._settling:
             task.cancel()
         await asyncio.gather(*self._settling, return_exceptions=True)
