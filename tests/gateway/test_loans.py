@@ -27,8 +27,7 @@ def test_a_block_is_lent_again_when_the_batcher_says_that_it_is_free(tmp_path: P
         await asyncio.sleep(0)
         assert (asked, loans.lend(48)) == (["job"], None)
         is_free.set()
-        while loans.num_settling:
-            await asyncio.sleep(0)
+        await asyncio.gather(*loans._settling)
         loans.end(lent(loans), "other", is_free=True)
         assert loans.num_used == 0
         await loans.close()
@@ -46,6 +45,6 @@ def test_a_job_that_ends_after_the_gateway_asks_nobody(tmp_path: Path) -> None:
         await loans.close()
         loans.end(loan, "late", is_free=False)
         assert (loans.num_settling, loans.lend(48)) == (0, None)
-        assert not list(tmp_path.iterdir())
 
     asyncio.run(run())
+    assert not list(tmp_path.iterdir())
