@@ -64,9 +64,7 @@ class ModelFiles:
         total = hashlib.sha256()
         for file in sorted(self._files()):
             total.update(f"{file.relative_to(self.root).as_posix()} {file.stat().st_size}\n".encode())
-            with file.open("rb") as handle:
-                while block := handle.read(_READ_BYTES):
-                    total.update(block)
+            _hash_file(file, total)
         return total.hexdigest()
 
     def _files(self) -> Iterator[Path]:
@@ -168,8 +166,15 @@ def weights_sha256(root: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(path for part in _WEIGHTED_PARTS for path in (root / part).glob("*.safetensors")):
         digest.update(file.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(file.read_bytes())
+        _hash_file(file, digest)
     return digest.hexdigest()
+
+
+def _hash_file(file: Path, digest: Any) -> None:
+    """Without holding it in memory: weights are gigabytes."""
+    with file.open("rb") as handle:
+        while block := handle.read(_READ_BYTES):
+            digest.update(block)
 
 
 def model_root(setting: str) -> Path:

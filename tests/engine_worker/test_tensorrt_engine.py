@@ -13,6 +13,8 @@ from steploom_engine_worker.description import Description, describe
 from steploom_engine_worker.engine import Job, Stage
 from steploom_engine_worker.schedule import Sampler
 from steploom_engine_worker.tensorrt.engine import TensorRTEngine
+from steploom_engine_worker.tensorrt.fake.driver import Code
+from steploom_engine_worker.tensorrt.load import build_tensorrt_engine
 
 TOLERANCE = 4e-3  # of latents: float16 rounds what the networks take and give
 STATE = ("latents", "history", "image_latents", "text")
@@ -214,6 +216,38 @@ def test_ticks_that_are_under_way_at_once_keep_what_they_found_apart(engine: Ten
     assert not np.array_equal(apart[0], apart[1])
     for slot in slots:
         engine.release(slot)
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_a_picture_in_shared_memory_is_read_where_it_lies(
+    house: House, engine: TensorRTEngine, make_job: MakeJob, is_refused: bool
+) -> None:
+    job = make_job(picture=7)
+    memory = np.concatenate([np.zeros(64, np.uint8), job.pixels.reshape(-1)])
+    if is_refused:
+        house.driver.fail("cuMemHostRegister", Code.CUDA_ERROR_INVALID_VALUE)
+    engine.share(memory)
+    staged = engine.slots._staged["pixels"]
+    staged[0] = 0
+    pixels = memory[64:].reshape(job.pixels.shape)
+    engine.admit(0, make_job(pixels=pixels))
+    assert staged[0].any() == is_refused  # copied by the host only where the device may not
+    house.driver.calls.clear()
+    engine.unshare(memory)
+    assert ("cuMemHostUnregister" in house.driver.calls) != is_refused
+    memory[:] = 0  # it is somebody else's now
+    assert np.array_equal(array(engine, "pixels")[0], job.pixels)
+    engine.release(0)
+
+
+def test_its_buckets_are_measured_whatever_the_settings_name(house: House) -> None:
+    engine, costs = build_tensorrt_engine(house.config(denoise_buckets=(1, 2, 99)), house.finders)
+    denoise = {bucket for stage, bucket in costs if stage is Stage.DENOISE}
+    assert denoise == {1, 3, 6, 12}
+    assert all(seconds > 0.0 for seconds in costs.values())
+    cheaper = engine.prepare()
+    assert cheaper
+    assert {*cheaper} <= {*costs}
 
 
 def test_says_what_it_is(house: House, engine: TensorRTEngine, model: Description) -> None:
