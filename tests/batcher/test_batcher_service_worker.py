@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import grpc.aio
+import pytest
+from certificates import authority, needs_openssl, signed
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from steploom_batcher.config import BatcherConfig
 from steploom_batcher.server import BatcherServer
+from steploom_common.internal import Internal
+from steploom_common.tls_files import InternalConfig
 from steploom_protos.batcher.v1 import batcher_pb2 as pb
 from steploom_protos.batcher.v1 import batcher_pb2_grpc
 from steploom_protos.worker.v1 import worker_pb2
@@ -20,10 +27,16 @@ from steploom_protos.worker.v1 import worker_pb2
 NUM_JOBS = 24
 
 
-async def start_worker(address: str) -> asyncio.subprocess.Process:
+async def start_worker(address: str, *arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "steploom_engine_worker", "--listen", address, "--engine", "fake"
+        sys.executable, "-m", "steploom_engine_worker", "--listen", address, "--engine", "fake", *arguments
     )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -72,6 +85,33 @@ async def test_a_killed_worker_costs_no_picture(tmp_path: Path) -> None:
     await server.stop()
     worker.terminate()
     assert await worker.wait() == 0
+
+
+@needs_openssl
+async def test_over_a_network_batcher_and_worker_show_certificates(tmp_path: Path) -> None:
+    ca = authority(tmp_path)
+    worker_pair, batcher_pair = signed(tmp_path, "worker", ca), signed(tmp_path, "batcher", ca)
+    config = tmp_path / "steploom.toml"
+    table = f'[internal]\ncert = "{worker_pair.cert}"\nkey = "{worker_pair.key}"\nca = "{ca.cert}"\n'
+    await asyncio.to_thread(config.write_text, table)
+    internal = Internal(InternalConfig(batcher_pair.cert, batcher_pair.key, ca.cert))
+    address, port = f"unix:{tmp_path}/b.sock", free_port()
+    server = BatcherServer(BatcherConfig(max_backoff_s=0.2), address, [f"127.0.0.1:{port}"], internal)
+    await server.start()
+    worker = await start_worker(f"0.0.0.0:{port}", "--config", str(config))
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = batcher_pb2_grpc.BatcherStub(channel)
+            await eventually(lambda: server.driver.can_serve)
+            assert len(set(await pictures(stub, server))) == NUM_JOBS
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as stranger:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await health_pb2_grpc.HealthStub(stranger).Check(health_pb2.HealthCheckRequest())
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    finally:
+        await server.stop()
+        worker.terminate()
+        assert await worker.wait() == 0
 
 
 async def test_a_worker_that_stands_still_is_lost_within_the_time_of_keepalive(tmp_path: Path) -> None:

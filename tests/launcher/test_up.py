@@ -20,10 +20,11 @@ import pytest
 from certificates import authority, needs_openssl, signed
 from PIL import Image
 
-from steploom import Client, Tls
+from steploom import Client, PermissionDenied, Tls, Unauthenticated
 from steploom.exit_codes import ExitCode
 from steploom.health import check
 from steploom.runtime import RuntimeDir
+from steploom_gateway.tokens import TokenConfig, add_token, make_token
 
 UP = (sys.executable, "-m", "steploom", "up", "--engine", "fake", "--metrics-listen", "127.0.0.1:0")
 
@@ -197,10 +198,13 @@ def test_a_folder_that_cannot_be_used_is_a_clear_error(folder: Path, name: str) 
 
 
 @needs_openssl
-def test_a_gateway_with_mutual_tls_comes_up_and_answers_its_user_without_options(folder: Path) -> None:
+def test_a_gateway_with_tls_and_tokens_comes_up_and_answers_its_user_without_certificates(folder: Path) -> None:
     ca = authority(folder)
     server, own = signed(folder, "server", ca), signed(folder, "client", ca)
-    settings = f'[gateway.tls]\ncert = "{server.cert}"\nkey = "{server.key}"\nclient_ca = "{ca.cert}"\n'
+    token, hashed = make_token("web")
+    add_token(folder / "tokens.toml", "web", TokenConfig(hash=hashed, tiers=("free",)))
+    settings = f'[gateway]\ntokens = "{folder}/tokens.toml"\n'
+    settings += f'[gateway.tls]\ncert = "{server.cert}"\nkey = "{server.key}"\nclient_ca = "{ca.cert}"\n'
     system = System(folder, "--listen", "127.0.0.1:0", settings=settings)
     try:
         eventually(lambda: "ready; try" in system.log.read_text())
@@ -208,13 +212,18 @@ def test_a_gateway_with_mutual_tls_comes_up_and_answers_its_user_without_options
         services = system.runtime.read_services()
         assert services is not None
         assert check(services.gateway) == "unreachable"
-        with Client(services.gateway, tls=Tls(ca.cert, own.cert, own.key)) as client:
+        with Client(services.gateway, tls=Tls(ca.cert, own.cert, own.key), token=token) as client:
+            assert client.edit(picture(), "smile", timeout=60).tier == "free"
+            with pytest.raises(PermissionDenied):
+                client.edit(picture(), "smile", tier="pro", timeout=60)
+        with Client(services.local, token=token) as client:
             client.edit(picture(), "smile", timeout=60)
-        with Client(services.local) as client:
-            client.edit(picture(), "smile", timeout=60)
+        with Client(services.local) as stranger, pytest.raises(Unauthenticated):
+            stranger.edit(picture(), "smile", timeout=60)
     finally:
         assert system.end() == ExitCode.OK, system.log.read_text()
     assert server.secret() not in system.log.read_text()
+    assert token.rpartition("_")[2] not in system.log.read_text()
 
 
 def test_no_service_outlives_a_killed_supervisor(system: System) -> None:
