@@ -9,10 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from steploom_engine_worker.export import __main__ as export_command
 from steploom_engine_worker.export.__main__ import main as export_main
 from steploom_engine_worker.export.blocks import blocks
 from steploom_engine_worker.export.networks import UNET, network
-from steploom_engine_worker.export.onnx_graph import export, save
+from steploom_engine_worker.export.onnx_graph import Graph, export, save
 from steploom_engine_worker.model import load_model
 from steploom_engine_worker.tensorrt.build_graphs import main as build_main
 from steploom_engine_worker.tensorrt.plan_store import open_store
@@ -31,14 +32,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("models") / "small", unet=SMALL)
 
 
+@pytest.fixture(scope="module")
+def graph(root: Path) -> Graph:
+    return export(network(load_model(root), UNET))
+
+
 def run(file: Path, **inputs: np.ndarray) -> dict[str, np.ndarray]:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_outputs()]
     return dict(zip(names, session.run(None, inputs), strict=True))
 
 
-def test_blocks_one_after_the_other_are_the_network(root: Path, tmp_path: Path) -> None:
-    graph = export(network(load_model(root), UNET))
+def test_blocks_one_after_the_other_are_the_network(graph: Graph, tmp_path: Path) -> None:
     whole = graph.save(tmp_path / "whole.onnx")
     parts = blocks(graph.model)
     assert list(parts)[:3] == ["down_blocks.0.resnets.0", "down_blocks.0.attentions.0", "down_blocks.0.downsamplers.0"]
@@ -83,7 +88,8 @@ def test_files_are_written_for_the_rows_that_are_asked_for(
     assert found.shape == (4, 16, 32)
 
 
-def test_blocks_are_written_alone(root: Path, tmp_path: Path) -> None:
+def test_blocks_are_written_alone(root: Path, graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_command, "export", lambda _: graph)
     assert export_main([str(root), "--out", str(tmp_path), "--only", UNET, "--rows", "3", "--blocks"]) == 0
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names[0] == "unet.down_blocks.0.attentions.0.3.onnx"
