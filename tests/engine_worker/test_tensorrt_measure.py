@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,14 @@ def test_some_networks_are_enough(
     house = house_of(adapted_dir, tmp_path, "8.6.0", is_shared=is_shared)
     assert measured(house, "--only", "unet") == 0
     assert capsys.readouterr().out.count("no reference") == 4
+
+
+def test_without_kernels_networks_are_measured_alone(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(house.folder / "kernels")
+    assert measured(house, "--only", "unet") == 0
+    said = capsys.readouterr()
+    assert "holds no kernels; whole ticks are not measured" in said.err
+    assert "whole tick" not in said.out
 
 
 def test_a_folder_without_engines_is_refused(house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

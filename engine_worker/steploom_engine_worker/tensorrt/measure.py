@@ -238,7 +238,10 @@ def main(arguments: Sequence[str] | None = None, finders: Finders | None = None)
 
 
 def _kernels(device: Device, store: PlanStore, networks: Networks) -> Kernels | None:
-    if not networks.buckets.get(UNET):
+    if not networks.buckets[UNET]:
+        return None
+    if not store.kernels.exists():
+        print(f"{store.kernels}: holds no kernels; whole ticks are not measured", file=sys.stderr)
         return None
     return Kernels(device, store.kernels, networks.tensor(UNET, "sample").dtype)
 
