@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc.aio
 
-from steploom_common.errors import QueueFull, Unavailable
+from steploom_common.errors import InvalidRequest, QueueFull, Unavailable, Violation
 from steploom_gateway.batcher_client import BatcherClient
 from steploom_gateway.caller import current_caller
 from steploom_gateway.catalogue import Catalogue
@@ -23,13 +23,13 @@ from steploom_gateway.edit import EditJob, Tools
 from steploom_gateway.metrics import Metrics
 from steploom_gateway.observation import Observation
 from steploom_gateway.retries import Retries, same
-from steploom_gateway.validation import check_names, is_request_id, read_edit
+from steploom_gateway.validation import REQUEST_ID_PROBLEM, check_names, is_request_id, read_edit
 from steploom_protos.v1 import image_pb2, image_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _BUSY_RETRY_S = 0.5
-_ID_OF_CALL = "x-request-id"
+_RETRY_KEY = "idempotency-key"  # metadata that no proxy adds by itself: who sends it means it
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     async def Edit(self, request: image_pb2.EditRequest, context: Context) -> image_pb2.EditResponse:
         """The last event of an edit that nobody watches."""
         last = image_pb2.EditEvent()
-        retry_id = request.request_id or id_of_call(context)
+        retry_id = retry_id_of(context, request.request_id)
         async with aclosing(self.run(_as_it_came(request), context, "Edit", False, retry_id)) as events:
             async for event in events:
                 last = event
@@ -88,7 +88,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
 
     async def EditStream(self, request: image_pb2.EditRequest, context: Context) -> AsyncGenerator[image_pb2.EditEvent]:
         """The events of an edit, the picture last."""
-        retry_id = request.request_id or id_of_call(context)
+        retry_id = retry_id_of(context, request.request_id)
         async with aclosing(self.run(_as_it_came(request), context, "EditStream", True, retry_id)) as events:
             async for event in events:
                 yield event
@@ -116,6 +116,8 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
                 asked = await read(catalogue)
                 if asked.timeout_s is not None:
                     deadline_unix_s = min(deadline_unix_s or math.inf, arrival_unix_s + asked.timeout_s)
+                if retry_id != asked.request.request_id and not is_request_id(retry_id):
+                    raise InvalidRequest(Violation(_RETRY_KEY, REQUEST_ID_PROBLEM))
                 asked.request.request_id = asked.request.request_id or retry_id
                 key = None
                 if retry_id and self.retries.is_on:
@@ -170,12 +172,14 @@ def _as_it_came(request: image_pb2.EditRequest) -> Reader:
     return read
 
 
-def id_of_call(context: Context) -> str:
-    """The id that a caller, or a proxy on the way, has given a call; empty: none, or one that is not well-formed."""
-    for key, value in context.invocation_metadata() or ():
-        if key == _ID_OF_CALL and isinstance(value, str) and is_request_id(value):
-            return value
-    return ""
+def retry_id_of(context: Context, request_id: str = "") -> str:
+    """By what a request is known when it comes again: what the call says, else its own id; empty: it always runs.
+
+    Args:
+        context: the call.
+        request_id: of the request, where the protocol means it to be its own.
+    """
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == _RETRY_KEY), request_id)
 
 
 def _deadline(context: Context) -> float:

@@ -22,6 +22,8 @@ from steploom_protos.v1 import image_pb2
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{0,64}")
 _MIN_SCALE = 1.0
 
+REQUEST_ID_PROBLEM = "must be at most 64 characters of A-Z, a-z, 0-9 and . _ : -"
+
 Choice = TypeVar("Choice", bound=IntEnum)
 
 
@@ -129,7 +131,7 @@ def _violations(request: image_pb2.EditRequest, config: GatewayConfig, max_steps
     if request.preview_every > max_steps:
         yield Violation("preview_every", f"is {request.preview_every}, must be at most {max_steps}; 0 for none")
     if not is_request_id(request.request_id):
-        yield Violation("request_id", "must be at most 64 characters of A-Z, a-z, 0-9 and . _ : -")
+        yield Violation("request_id", REQUEST_ID_PROBLEM)
     if request.conditioning:
         yield Violation("conditioning", f"has {len(request.conditioning)} pictures, must be empty: no model takes any")
 

@@ -119,21 +119,24 @@ async def test_without_an_id_every_request_runs(house: House) -> None:
 
 
 async def test_an_id_may_come_with_the_call(house: House) -> None:
-    metadata = (("x-request-id", ID),)
+    metadata = (("idempotency-key", ID),)
     first = await house.stub.Edit(request(), metadata=metadata)
     assert first.request_id == ID
     assert await house.stub.Edit(request(), metadata=metadata) == first
-    await house.stub.Edit(request(request_id="mine"), metadata=metadata)  # that of the message counts
-    for _ in range(2):  # what a proxy writes does not make a request wrong
-        await house.stub.Edit(request(), metadata=(("x-request-id", "no id of ours"),))
-    assert len(house.batcher.requests) == 4
+    named = [await house.stub.Edit(request(request_id=name), metadata=metadata) for name in ("mine", "mine", "other")]
+    assert [answer.request_id for answer in named] == ["mine", "mine", "other"]
+    assert named[0] == named[1]
+    assert len(house.batcher.requests) == 3
+    error = await status_of(house.stub.Edit(request(), metadata=(("idempotency-key", "no id of ours"),)))
+    assert error.code() is Status.INVALID_ARGUMENT
+    assert "idempotency-key: must be at most 64 characters" in (error.details() or "")
 
 
 async def test_the_open_inference_protocol_takes_the_calls_id_alone(house: House) -> None:
     stub = stub_of(house)
     for _ in range(2):  # its own ids need not be unique
         await stub.ModelInfer(infer_request(request_id="1"))
-    metadata = (("x-request-id", ID),)
+    metadata = (("idempotency-key", ID),)
     first, second = [await stub.ModelInfer(infer_request(), metadata=metadata) for _ in range(2)]
     assert bytes_of(first) == bytes_of(second)
     assert len(house.batcher.requests) == 3

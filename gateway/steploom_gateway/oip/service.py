@@ -26,7 +26,7 @@ from steploom_gateway.oip.orders import Wanted, read_order, renamed
 from steploom_gateway.oip.regions import Regions
 from steploom_gateway.oip.statistics import statistics
 from steploom_gateway.oip.stream import interleaved
-from steploom_gateway.service import Asked, ImageService, id_of_call
+from steploom_gateway.service import Asked, ImageService, retry_id_of
 from steploom_gateway.tally import Tally
 from steploom_protos.inference import grpc_service_pb2 as pb
 from steploom_protos.inference import grpc_service_pb2_grpc
@@ -228,7 +228,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         method = "ModelStreamInfer" if is_stream else "ModelInfer"
         try:
             # Triton's ids only name requests: one that is to be known when it comes again is given with the call
-            retry_id = "" if is_stream else id_of_call(context)
+            retry_id = "" if is_stream else retry_id_of(context)
             async with aclosing(self._images.run(order.read, context, method, is_stream, retry_id)) as events:
                 async for event in events:
                     is_final = event.HasField("done")
