@@ -71,7 +71,7 @@ async def test_a_job_goes_on_while_anybody_wants_it(house: House) -> None:
 async def test_a_job_that_nobody_wants_any_more_is_cancelled_and_a_retry_runs(house: House) -> None:
     house.batcher.play(hold_at="started")
     calls = [house.stub.Edit(request(request_id=ID)) for _ in range(2)]
-    assert await eventually(lambda: count(house, "joined") == 1.0)
+    assert await eventually(lambda: count(house, "joined") == 1.0 and house.batcher.num_held == 1)
     for call in calls:
         call.cancel()
     assert await house.is_clean()
