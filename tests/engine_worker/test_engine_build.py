@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from adapted_model import add_adapter
 
 from steploom_engine_worker.adapter import linear_maps
@@ -165,9 +166,15 @@ def built_text(tiny_model_dir: Path, flavour: Flavour, tmp_path_factory: pytest.
     return request
 
 
+@pytest.fixture(scope="module")
+def text_graph(tiny_model_dir: Path) -> Graph:
+    return export(network(load_model(tiny_model_dir, torch.float16), "text_encoder"))
+
+
 @pytest.fixture
-def text(built_text: Request, tmp_path: Path) -> Request:
-    """Its engines are there, for this test alone."""
+def text(built_text: Request, text_graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    """Its engines are there, for this test alone; to export it again would give the same graph."""
+    monkeypatch.setattr(engines, "export", lambda _: text_graph)
     return replace(built_text, folder=shutil.copytree(built_text.folder, tmp_path / "text"))
 
 
@@ -304,9 +311,9 @@ def test_an_engine_that_is_not_the_network_is_refused(
     assert not (tmp_path / "fresh" / "manifest.json").exists()
 
 
-def test_bfloat16_is_checked_in_float32_and_built(text: Request, flavour: Flavour, tmp_path: Path) -> None:
+def test_bfloat16_is_checked_in_float32_and_built(built_text: Request, flavour: Flavour, tmp_path: Path) -> None:
     notes = Notes()
-    request = replace(text, folder=tmp_path / "bf16", precision="bf16", encode_buckets=(2,), is_checked=True)
+    request = replace(built_text, folder=tmp_path / "bf16", precision="bf16", encode_buckets=(2,), is_checked=True)
     store = build_engines(request, flavour, notes)
     assert notes.errors["text_encoder"] < 1e-5
     assert store.precision == "bf16"
