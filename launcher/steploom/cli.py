@@ -351,7 +351,7 @@ def new_token(
     burst: Annotated[int, typer.Option(help="Requests at once after a pause; 0: those of a second.")] = 0,
     concurrency: Annotated[int, typer.Option(help="Requests open at once; 0: gateway.max_calls_per_token.")] = 0,
     admin: Annotated[bool, typer.Option("--admin", help="May load and unload models, and change settings.")] = False,
-    file: Annotated[Path | None, typer.Option(help="The gateway's file of tokens. [gateway.tokens]")] = None,
+    file: Annotated[Path | None, typer.Option(help="The gateway's file of tokens; default: gateway.tokens.")] = None,
     config: ConfigFile = None,
 ) -> None:
     """Print a new token, once, and put its hash and limits into the gateway's file of tokens.
