@@ -101,7 +101,7 @@ def test_a_crash_is_a_crash(start: Start, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--config", "/nowhere/steploom.toml"], "error: /nowhere/steploom.toml: cannot be read"),
-        (["--engine", "abacus"], "error: engine: is 'abacus', must be one of torch, fake"),
+        (["--engine", "abacus"], "error: engine: is 'abacus', must be one of torch, tensorrt, fake"),
         (["--model", "/nowhere"], "error: /nowhere: is not a directory"),
         (["--engine", "fake", "--listen", "unix:/proc/w.sock"], "error: "),
     ],
