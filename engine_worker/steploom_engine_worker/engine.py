@@ -118,7 +118,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """torch, fake"""
+        """torch, tensorrt, fake"""
 
     @property
     def device(self) -> str:
