@@ -122,5 +122,11 @@ def _ready_to_wire(ready: Ready) -> pb.Report:
             slots=ready.num_slots,
             model=model_to_wire(ready.model),
             costs=costs,
+            memory=pb.Memory(
+                total_bytes=ready.memory.total,
+                free_bytes=ready.memory.free,
+                slots_bytes=ready.memory.slots,
+                weights_bytes=ready.memory.weights,
+            ),
         )
     )

@@ -15,6 +15,7 @@ from grpc_health.v1.health import aio as health_aio
 
 from steploom_batcher.config import BatcherConfig
 from steploom_batcher.driver import Driver
+from steploom_batcher.metrics import BatcherMetrics
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.service import BatcherService
 from steploom_batcher.worker_link import Backoff, Dial, WorkerLink, dial_grpc
@@ -51,15 +52,16 @@ class BatcherServer:
         self._health = health_aio.HealthServicer()
         self._health_tasks: set[asyncio.Task[None]] = set()
         self.driver = Driver(Scheduler(config), asyncio.get_running_loop(), on_change=self._publish_health)
+        self.metrics = BatcherMetrics()
         self.links = [self._link(address, dial) for address in dict.fromkeys(workers)]
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=INTERNAL_OPTIONS)
-        service = BatcherService(config, self.driver, self.links)
+        service = BatcherService(config, self.driver, self.links, self.metrics)
         batcher_pb2_grpc.add_BatcherServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     def _link(self, address: str, dial: Dial) -> WorkerLink:
         backoff = Backoff(self._config.min_backoff_s, self._config.max_backoff_s, random.Random())
-        return WorkerLink(address, self.driver, backoff, dial, self._config.tick_timeout_s)
+        return WorkerLink(address, self.driver, backoff, dial, self._config.tick_timeout_s, self.metrics.tick_done)
 
     async def start(self) -> None:
         """Listens, and begins to dial the workers.

@@ -15,6 +15,7 @@ from steploom_batcher.causes import refusal_error
 from steploom_batcher.config import BatcherConfig
 from steploom_batcher.driver import Driver, key_of
 from steploom_batcher.messages import Begun, Done, Event, Memory, Model, Payload, Picture, Progress, Ready
+from steploom_batcher.metrics import BatcherMetrics, current
 from steploom_batcher.types import JobSpec, Refused, WorkerStats
 from steploom_batcher.worker_link import WorkerLink
 from steploom_batcher.worker_wire import model_to_wire, picture_from_wire, picture_to_wire, region_from_wire
@@ -36,7 +37,8 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
     """Args:
     config: tiers and their defaults.
     driver: runs the jobs.
-    links: for Status.
+    links: for Status and Metrics.
+    metrics: what is counted.
     unix_time: seconds since the epoch.
     """
 
@@ -45,11 +47,13 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         config: BatcherConfig,
         driver: Driver,
         links: Sequence[WorkerLink],
+        metrics: BatcherMetrics,
         unix_time: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._driver = driver
         self._links = links
+        self._metrics = metrics
         self._unix_time = unix_time
 
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> AsyncIterator[pb.JobEvent]:
@@ -60,6 +64,9 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         if isinstance(answer, Refused):
             raise refusal_error(answer, spec)
         admitted, feed = answer
+        clock = asyncio.get_running_loop().time
+        admitted_at = clock()
+        self._metrics.admitted(spec.tier, spec.deadline - admitted_at - admitted.predicted_s)
 
         def abandon() -> None:
             if not feed.has_ended:
@@ -78,6 +85,8 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
                 )
             )
             async for event in feed.events():
+                if isinstance(event, Done):
+                    self._metrics.finished(spec.tier, clock() - admitted_at, admitted.predicted_s)
                 yield _event_to_wire(event)
         finally:
             abandon()
@@ -132,6 +141,12 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
             expired=stats.expired,
             batcher_cpu_s=time.process_time(),
         )
+
+    async def Metrics(self, request: pb.MetricsRequest, context: Context) -> pb.MetricsResponse:
+        """What has been counted; written off the loop, which has ticks to plan."""
+        del request, context
+        families = current(self._driver.statistics(), self._links, self._driver.is_draining)
+        return pb.MetricsResponse(text=await asyncio.to_thread(self._metrics.text, families))
 
     def _model(self, request: pb.SubmitRequest) -> Model:
         models = self._driver.models

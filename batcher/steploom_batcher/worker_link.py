@@ -95,10 +95,17 @@ class WorkerLink:
         backoff: pauses between tries.
         dial: opens a session.
         tick_timeout_s: a worker that owes a tick's end for longer counts as lost.
+        on_tick_done: hears of each tick that is back, with the address.
     """
 
     def __init__(
-        self, address: str, listener: Listener, backoff: Backoff, dial: Dial, tick_timeout_s: float = 120.0
+        self,
+        address: str,
+        listener: Listener,
+        backoff: Backoff,
+        dial: Dial,
+        tick_timeout_s: float = 120.0,
+        on_tick_done: Callable[[str, Tick, TickReport], None] | None = None,
     ) -> None:
         self.address = address
         self.last_error = "not reached yet"  # empty while up
@@ -107,6 +114,7 @@ class WorkerLink:
         self._backoff = backoff
         self._dial = dial
         self._tick_timeout_s = tick_timeout_s
+        self._on_tick_done = on_tick_done
         self.use = DeviceUse()  # since the link was made, whatever process answered
         self._owed: dict[int, Tick] = {}  # sent, and without an answer
         self._owed_since = 0.0  # when the oldest of them may have begun
@@ -199,6 +207,8 @@ class WorkerLink:
             tick = self._owed.pop(report.tick_id, None)
             if tick is not None:
                 self.use.add(tick, report)
+                if self._on_tick_done is not None:
+                    self._on_tick_done(self.address, tick, report)
             self._listener.report(self.address, report)
 
     async def _watch(self, _: Session) -> None:

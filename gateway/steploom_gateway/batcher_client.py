@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 SubmitCall = grpc.aio.UnaryStreamCall[batcher_pb2.SubmitRequest, batcher_pb2.JobEvent]
 
 _STATUS_TIMEOUT_S = 5.0
+METRICS_TIMEOUT_S = 2.0
 _FIRST_RETRY_S = 0.05
 
 _STAGES = {
@@ -85,6 +86,15 @@ class BatcherClient:
         """What the batcher serves, asked now; the last known where it does not answer."""
         await self._refresh()
         return self.catalogue
+
+    async def metrics(self) -> str:
+        """What the batcher has counted, in Prometheus' text format.
+
+        Raises:
+            grpc.aio.AioRpcError: it does not answer in time.
+        """
+        answer = await self._stub.Metrics(batcher_pb2.MetricsRequest(), timeout=METRICS_TIMEOUT_S)
+        return answer.text
 
     async def close(self) -> None:
         """Ends the looks and the channel."""

@@ -68,6 +68,7 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         self.tiers = ("free", "pro")
         self.is_worker_up = True
         self.is_draining = False
+        self.metrics = ""  # what it says to have counted
         self.requests: list[batcher_pb2.SubmitRequest] = []  # all that came
         self.num_cancelled = 0
         self.num_finished = 0
@@ -150,6 +151,10 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         if self.model:
             status.model.CopyFrom(_model_info(self.model))
         return status
+
+    async def Metrics(self, request: batcher_pb2.MetricsRequest, context: Context) -> batcher_pb2.MetricsResponse:
+        """What it was given to say."""
+        return batcher_pb2.MetricsResponse(text=self.metrics)
 
     async def Drain(self, request: batcher_pb2.DrainRequest, context: Context) -> batcher_pb2.DrainResponse:
         """Says that it drains; waits for nothing."""

@@ -13,6 +13,7 @@ from prometheus_client import (
     ProcessCollector,
     start_http_server,
 )
+from prometheus_client.registry import Collector
 
 from steploom_common.rpc import BindError
 from steploom_gateway.config import host_and_port
@@ -92,6 +93,10 @@ class Metrics:
     def watch_arena(self, num_used: Callable[[], float]) -> None:
         """Where the number of lent blocks is read at each scrape."""
         self._arena_blocks.set_function(num_used)
+
+    def show_also(self, collector: Collector) -> None:
+        """What else is shown at each scrape."""
+        self.registry.register(collector)
 
     def set_batcher_up(self, is_up: bool) -> None:
         """Whether the batcher can take jobs."""

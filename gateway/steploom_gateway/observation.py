@@ -65,7 +65,7 @@ class Observation:
         if error is None and self.timings is not None:
             self._metrics.tally.add_done(elapsed_s, self.prepare_s, self.timings, self.write_s)
         elif error is not None:  # else it has joined another, which counts
-            self._metrics.tally.failed.add(elapsed_s)
+            self._metrics.tally.add_failed(elapsed_s, status)
         log.info(
             "%s request_id=%s tier=%s status=%s ms=%.1f token=%s",
             self._method, self.request_id, self.tier, status, 1000 * elapsed_s, current_caller().name or _UNKNOWN,

@@ -15,13 +15,15 @@ from steploom_common.internal import PLAIN, Internal
 from steploom_common.rpc import ErrorInterceptor, Shutdown, bind
 from steploom_common.runtime import is_local
 from steploom_common.tls import server_tls
-from steploom_gateway.batcher_client import BatcherClient
+from steploom_gateway.batcher_client import METRICS_TIMEOUT_S, BatcherClient
+from steploom_gateway.batcher_metrics import RelayedMetrics
 from steploom_gateway.config import GatewayConfig
 from steploom_gateway.edit import Tools
 from steploom_gateway.gate import Gate
 from steploom_gateway.loans import Loans
 from steploom_gateway.metrics import Metrics, MetricsServer
 from steploom_gateway.oip import service as oip
+from steploom_gateway.oip.metrics import TritonMetrics
 from steploom_gateway.oip.regions import Regions
 from steploom_gateway.pool import CodecPool
 from steploom_gateway.service import ImageService
@@ -67,6 +69,8 @@ class Gateway:
         self._metrics_server: MetricsServer | None = None
         self.port = 0  # once started
         self.metrics.watch_arena(lambda: self.loans.num_used)
+        self.metrics.show_also(TritonMetrics(lambda: self.batcher.catalogue, self.metrics.tally))
+        self.metrics.show_also(RelayedMetrics(self.batcher.metrics, METRICS_TIMEOUT_S, asyncio.get_running_loop()))
 
     def __repr__(self) -> str:
         return f"Gateway({self._config.listen}, {self.service!r}, {self.batcher!r}, {self.loans!r})"

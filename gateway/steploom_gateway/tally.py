@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 from steploom_protos.v1 import image_pb2
@@ -27,6 +28,7 @@ class Tally:
 
     done: Sum = field(default_factory=Sum)  # from arrival to answer
     failed: Sum = field(default_factory=Sum)  # from arrival to any status but OK; those that were refused count too
+    statuses: Counter[str] = field(default_factory=Counter)  # of those failed: how often each gRPC status
     prepare: Sum = field(default_factory=Sum)  # of those done: the picture that was sent becomes the model's
     queue: Sum = field(default_factory=Sum)  # of those done: from admission to the first tick
     encode: Sum = field(default_factory=Sum)  # of those done
@@ -34,6 +36,11 @@ class Tally:
     decode: Sum = field(default_factory=Sum)  # of those done
     write: Sum = field(default_factory=Sum)  # of those done: the model's picture becomes the answer
     last_unix_s: float = 0.0  # when the last one was done; 0: none yet
+
+    def add_failed(self, elapsed_s: float, status: str) -> None:
+        """Counts an edit that has an error, by the name of its gRPC status."""
+        self.failed.add(elapsed_s)
+        self.statuses[status] += 1
 
     def add_done(self, elapsed_s: float, prepare_s: float, timings: image_pb2.Timings, write_s: float) -> None:
         """Counts an edit that has its picture."""

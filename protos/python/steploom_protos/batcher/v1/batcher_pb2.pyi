@@ -207,6 +207,16 @@ class StatusResponse(_message.Message):
     batcher_cpu_s: float
     def __init__(self, model: _Optional[_Union[_worker_pb2.ModelInfo, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[StatusResponse.Tier, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[StatusResponse.WorkerStatus, _Mapping]]] = ..., ticks: _Optional[int] = ..., rows: _Optional[int] = ..., mean_rows_per_tick: _Optional[float] = ..., finished: _Optional[int] = ..., failed: _Optional[int] = ..., cancelled: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., is_draining: _Optional[bool] = ..., policy: _Optional[str] = ..., submitted: _Optional[int] = ..., padding_rows: _Optional[float] = ..., expired: _Optional[int] = ..., batcher_cpu_s: _Optional[float] = ...) -> None: ...
 
+class MetricsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MetricsResponse(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
+
 class DrainRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

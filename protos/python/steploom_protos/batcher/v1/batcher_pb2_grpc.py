@@ -49,6 +49,11 @@ class BatcherStub:
                 request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.StatusRequest.SerializeToString,
                 response_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.StatusResponse.FromString,
                 _registered_method=True)
+        self.Metrics = channel.unary_unary(
+                '/steploom.batcher.v1.Batcher/Metrics',
+                request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.MetricsRequest.SerializeToString,
+                response_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.MetricsResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/steploom.batcher.v1.Batcher/Drain',
                 request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.DrainRequest.SerializeToString,
@@ -82,6 +87,13 @@ class BatcherServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Metrics(self, request, context):
+        """What has been counted since the batcher's start, for a gateway that shows it beside its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Stops admission; returns when the last job has ended, or at the deadline of the call.
         """
@@ -106,6 +118,11 @@ def add_BatcherServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.StatusRequest.FromString,
                     response_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.StatusResponse.SerializeToString,
+            ),
+            'Metrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.Metrics,
+                    request_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.MetricsRequest.FromString,
+                    response_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.MetricsResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -194,6 +211,33 @@ class Batcher:
             '/steploom.batcher.v1.Batcher/Status',
             steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.StatusRequest.SerializeToString,
             steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Metrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steploom.batcher.v1.Batcher/Metrics',
+            steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.MetricsRequest.SerializeToString,
+            steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.MetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class BatcherStub:
     """
     Status: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.StatusRequest, _batcher_pb2.StatusResponse]
     """What is up, queued and running now."""
+    Metrics: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.MetricsRequest, _batcher_pb2.MetricsResponse]
+    """What has been counted since the batcher's start, for a gateway that shows it beside its own."""
     Drain: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.DrainRequest, _batcher_pb2.DrainResponse]
     """Stops admission; returns when the last job has ended, or at the deadline of the call."""
 
@@ -57,6 +59,8 @@ class BatcherAsyncStub(BatcherStub):
     """
     Status: _aio.UnaryUnaryMultiCallable[_batcher_pb2.StatusRequest, _batcher_pb2.StatusResponse]  # type: ignore[assignment]
     """What is up, queued and running now."""
+    Metrics: _aio.UnaryUnaryMultiCallable[_batcher_pb2.MetricsRequest, _batcher_pb2.MetricsResponse]  # type: ignore[assignment]
+    """What has been counted since the batcher's start, for a gateway that shows it beside its own."""
     Drain: _aio.UnaryUnaryMultiCallable[_batcher_pb2.DrainRequest, _batcher_pb2.DrainResponse]  # type: ignore[assignment]
     """Stops admission; returns when the last job has ended, or at the deadline of the call."""
 
@@ -88,6 +92,14 @@ class BatcherServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_batcher_pb2.StatusResponse, _abc.Awaitable[_batcher_pb2.StatusResponse]]:
         """What is up, queued and running now."""
+
+    @_abc_1.abstractmethod
+    def Metrics(
+        self,
+        request: _batcher_pb2.MetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batcher_pb2.MetricsResponse, _abc.Awaitable[_batcher_pb2.MetricsResponse]]:
+        """What has been counted since the batcher's start, for a gateway that shows it beside its own."""
 
     @_abc_1.abstractmethod
     def Drain(
