@@ -36,7 +36,7 @@ def status(*workers: StatusResponse.WorkerStatus) -> StatusResponse:
 
 
 def worker(
-    denoise: tuple[int, float, int, int], decode_s: float, gaps: dict[float, int]
+    denoise: tuple[int, float, int, int], decode_s: float, gaps: dict[float, int], idle_s: float = 0.0
 ) -> StatusResponse.WorkerStatus:
     ticks, busy_s, rows, padding = denoise
     return StatusResponse.WorkerStatus(
@@ -48,13 +48,15 @@ def worker(
             StatusResponse.StageUse(stage=worker_pb2.STAGE_DECODE, ticks=1, busy_s=decode_s, rows=2),
         ],
         denoise_gaps=[StatusResponse.GapBucket(at_most_s=bound, count=count) for bound, count in gaps.items()],
+        idle_s=idle_s,
     )
 
 
 def test_a_share_is_what_came_between_two_looks() -> None:
-    before = status(worker((10, 1.0, 100, 50), 1.0, {0.001: 9}))
-    after = status(worker((30, 7.0, 280, 70), 3.0, {0.001: 107, 0.5: 1, math.inf: 1}))
+    before = status(worker((10, 1.0, 100, 50), 1.0, {0.001: 9}, idle_s=2.0))
+    after = status(worker((30, 7.0, 280, 70), 3.0, {0.001: 107, 0.5: 1, math.inf: 1}, idle_s=3.0))
     assert device_share(before, after, 8.0) == DeviceShare(
+        busy=0.875,
         denoise_busy=0.75,
         others_busy=0.25,
         rows_per_tick=9.0,
@@ -69,7 +71,8 @@ def test_a_share_is_what_came_between_two_looks() -> None:
 def test_a_share_of_nothing_is_nothing() -> None:
     same = status(worker((10, 1.0, 100, 50), 1.0, {0.001: 9}))
     share = device_share(same, same, 1.0)
-    assert (share.denoise_busy, share.rows_per_tick, share.padding_share, share.gap_p99_ms) == (0.0, 0.0, 0.0, 0.0)
+    assert (share.busy, share.denoise_busy, share.rows_per_tick, share.padding_share) == (0.0, 0.0, 0.0, 0.0)
+    assert share.gap_p99_ms == 0.0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ _COUNTERS = ("ticks", "busy_s", "rows", "padding")
 class DeviceShare:
     """Of all workers together; the shares of time are of one device where there is one worker."""
 
-    busy: float  # share of the time in which a tick of any stage ran
+    # share of the time in which a tick of any stage was under way; a pause counts when the tick after it is answered
+    busy: float
     denoise_busy: float  # the same for denoise ticks
     others_busy: float  # the same for encode and decode; the two may overlap
     rows_per_tick: float  # of denoise ticks, without padding
@@ -36,8 +37,9 @@ def device_share(before: StatusResponse, after: StatusResponse, seconds: float) 
     computed = denoise["rows"] + denoise["padding"]
     gaps = Counter(_gaps(after))
     gaps.subtract(_gaps(before))
+    idle_s = _idle_s(after) - _idle_s(before)
     return DeviceShare(
-        busy=1.0 - (_idle_s(after) - _idle_s(before)) / seconds,
+        busy=max(0.0, 1.0 - idle_s / seconds) if any(found["ticks"] for found in use.values()) else 0.0,
         denoise_busy=denoise["busy_s"] / seconds,
         others_busy=sum(use[stage]["busy_s"] for stage in (Stage.ENCODE, Stage.DECODE)) / seconds,
         rows_per_tick=denoise["rows"] / max(1, denoise["ticks"]),
