@@ -352,7 +352,8 @@ def load_driver() -> Any:
     try:
         code = driver.cuInit(0)[0]
     except Exception as error:  # a module that cannot find the driver's library raises a class of its own
-        raise NoCuda(f"NVIDIA's driver is not on this machine: {str(error).splitlines()[0]}") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise NoCuda(f"NVIDIA's driver is not on this machine: {reason}") from None
     if int(code) != _SUCCESS:
         name, text = error_words(driver, code)
         raise NoCuda(f"CUDA finds no GPU it can use: {text} ({name})")
