@@ -6,12 +6,27 @@ built of lanes can be tested where there is no GPU.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+
+# Held while a graph is made, and by whoever waits for a whole device: CUDA refuses the second during the first, and
+# spoils the graph.
+_whole_device = threading.RLock()
+
+
+def wait_for_device(device: torch.device) -> None:
+    """Returns when a GPU has done all that it was asked for; on any thread.
+
+    Raises:
+        Exception: it cannot go on.
+    """
+    with _whole_device:
+        torch.cuda.synchronize(device)
 
 
 class Mark(Protocol):
@@ -111,7 +126,8 @@ class _CudaLane:
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         # other threads go on meanwhile
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        made = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        with _whole_device, made:
             run()
         return graph.replay
 

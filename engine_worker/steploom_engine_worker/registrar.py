@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from steploom_engine_worker.lane import wait_for_device
 from steploom_engine_worker.pinned import Registrar
 
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every context of the process
@@ -26,7 +27,7 @@ class _Cuda:
         return self._call("cudaHostRegister", address, num_bytes, _PORTABLE)
 
     def unregister(self, address: int) -> int:
-        torch.cuda.synchronize(self._device)
+        wait_for_device(self._device)
         return self._call("cudaHostUnregister", address)
 
     def _call(self, name: str, *arguments: int) -> int:

@@ -16,6 +16,7 @@ from steploom_engine_worker.adapter import AdaptedUNet
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.description import model_info
 from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, MemoryUse, ModelInfo, Pending, Pixels
+from steploom_engine_worker.lane import wait_for_device
 from steploom_engine_worker.model import Model, load_model
 from steploom_engine_worker.model_files import model_root
 from steploom_engine_worker.orders import Orders
@@ -256,7 +257,7 @@ class TorchEngine:
 
     def check(self) -> None:
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            wait_for_device(self._device)
 
     def _index(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._device)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import queue
 import shutil
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,13 @@ def test_ticks_of_one_adapter_alone_run_on_merged_weights(
     assert lean._form([0]) == GATED
 
 
+class Rated(dict[Recording, float]):
+    """Seconds as a machine without noise would measure them: by rows, twice as many where they are gated."""
+
+    def __getitem__(self, recording: Recording) -> float:
+        return recording.bucket * (2.0 if recording.form == GATED else 1.0)
+
+
 @pytest.mark.parametrize("seconds_gated", [1.0, 100.0])
 def test_a_tick_of_several_adapters_goes_the_way_that_takes_less(
     adapted_dir: Path,
@@ -196,6 +204,7 @@ def test_pictures_do_not_depend_on_what_is_recorded(
     adapted_dir: Path, plain: TorchEngine, make_job: Callable[..., Job], adapters: tuple[str, ...]
 ) -> None:
     engine = fresh(adapted_dir)
+    engine._seconds = Rated(engine._seconds)
     jobs = [make_job(picture=number, seed=number, adapter=name, steps=1) for number, name in enumerate(adapters)]
     expected, pictures = draw(plain, jobs)
     taken = set()
@@ -587,6 +596,17 @@ def test_weights_are_counted_once_and_merged_forms_too(adapted_dir: Path, plain:
     # phases of enlarging convolutions, and counters of norms, which weigh much beside so small a model
     assert 0.9 * sum(each) < fused[0].memory.weights < 1.4 * sum(each)
     assert fused[1].memory.weights > fused[0].memory.weights + 0.1 * each[0]
+
+
+def test_nobody_waits_for_a_whole_device_while_a_graph_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = threading.Event()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.set())
+    waiting = threading.Thread(target=lane.wait_for_device, args=[torch.device("cuda", 0)])
+    with lane._whole_device:  # as `record` holds it
+        waiting.start()
+        assert not waited.wait(0.05)
+    waiting.join(10.0)
+    assert waited.is_set()
 
 
 def test_a_lane_of_a_cpu_is_the_thread() -> None:
