@@ -15,6 +15,8 @@ from steploom_common.internal import Internal
 from steploom_common.rpc import BindError, Shutdown
 from steploom_common.settings import ConfigError, read_section
 from steploom_common.tls_files import InternalConfig
+from steploom_common.tracing import Provider, provider, tracer_of
+from steploom_common.tracing_settings import TracingConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not workers:
             parser.error("no worker: give --worker ADDR, or batcher.workers in the configuration")
         internal = Internal(read_section(options.config, "internal", InternalConfig))
-        asyncio.run(_serve(config, options.listen, workers, internal))
+        traces = provider(read_section(options.config, "tracing", TracingConfig), "batcher")
+        asyncio.run(_serve(config, options.listen, workers, internal, traces))
     except (ConfigError, BindError) as error:
         print(f"steploom_batcher: {error}", file=sys.stderr)
         return 2
@@ -43,10 +46,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-async def _serve(config: BatcherConfig, listen: str, workers: Sequence[str], internal: Internal) -> None:
+async def _serve(
+    config: BatcherConfig, listen: str, workers: Sequence[str], internal: Internal, traces: Provider | None
+) -> None:
     shutdown = Shutdown()
     shutdown.listen()
-    await BatcherServer(config, listen, workers, internal).run(shutdown)
+    try:
+        await BatcherServer(config, listen, workers, internal, tracer_of(traces)).run(shutdown)
+    finally:
+        if traces:
+            await asyncio.to_thread(traces.shutdown)
 
 
 if __name__ == "__main__":

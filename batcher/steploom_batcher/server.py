@@ -12,15 +12,20 @@ from functools import partial
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
+from opentelemetry.trace import Tracer
 
 from steploom_batcher.config import BatcherConfig
 from steploom_batcher.driver import Driver
+from steploom_batcher.messages import TickReport
 from steploom_batcher.metrics import BatcherMetrics
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.service import BatcherService
+from steploom_batcher.traces import JobTraces
+from steploom_batcher.types import Tick
 from steploom_batcher.worker_link import Backoff, Dial, WorkerLink, dial_grpc
 from steploom_common.internal import PLAIN, Internal
 from steploom_common.rpc import INTERNAL_OPTIONS, ErrorInterceptor, Shutdown, bind
+from steploom_common.tracing import NO_TRACER
 from steploom_protos.batcher.v1 import batcher_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -37,12 +42,20 @@ class BatcherServer:
         listen: host:port or unix:/path.
         workers: addresses to dial.
         internal: how workers are reached, and others reach us.
+        tracer: of the spans of jobs.
 
     Raises:
         ConfigError: a worker would be reached in the clear over a network.
     """
 
-    def __init__(self, config: BatcherConfig, listen: str, workers: Sequence[str], internal: Internal = PLAIN) -> None:
+    def __init__(
+        self,
+        config: BatcherConfig,
+        listen: str,
+        workers: Sequence[str],
+        internal: Internal = PLAIN,
+        tracer: Tracer = NO_TRACER,
+    ) -> None:
         for address in workers:
             internal.credentials(address)
         self._internal = internal
@@ -53,15 +66,20 @@ class BatcherServer:
         self._health_tasks: set[asyncio.Task[None]] = set()
         self.driver = Driver(Scheduler(config), asyncio.get_running_loop(), on_change=self._publish_health)
         self.metrics = BatcherMetrics()
+        self._traces = JobTraces(tracer)
         self.links = [self._link(address, dial) for address in dict.fromkeys(workers)]
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=INTERNAL_OPTIONS)
-        service = BatcherService(config, self.driver, self.links, self.metrics)
+        service = BatcherService(config, self.driver, self.links, self.metrics, self._traces)
         batcher_pb2_grpc.add_BatcherServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     def _link(self, address: str, dial: Dial) -> WorkerLink:
         backoff = Backoff(self._config.min_backoff_s, self._config.max_backoff_s, random.Random())
-        return WorkerLink(address, self.driver, backoff, dial, self._config.tick_timeout_s, self.metrics.tick_done)
+        return WorkerLink(address, self.driver, backoff, dial, self._config.tick_timeout_s, self._tick_done)
+
+    def _tick_done(self, worker: str, tick: Tick, report: TickReport) -> None:
+        self.metrics.tick_done(worker, tick, report)
+        self._traces.tick_done(worker, tick, report)
 
     async def start(self) -> None:
         """Listens, and begins to dial the workers.

@@ -16,6 +16,7 @@ from steploom_batcher.config import BatcherConfig
 from steploom_batcher.driver import Driver, key_of
 from steploom_batcher.messages import Begun, Done, Event, Memory, Model, Payload, Picture, Progress, Ready
 from steploom_batcher.metrics import BatcherMetrics, current
+from steploom_batcher.traces import JobTraces
 from steploom_batcher.types import JobSpec, Refused, WorkerStats
 from steploom_batcher.worker_link import WorkerLink
 from steploom_batcher.worker_wire import model_to_wire, picture_from_wire, picture_to_wire, region_from_wire
@@ -39,6 +40,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
     driver: runs the jobs.
     links: for Status and Metrics.
     metrics: what is counted.
+    traces: of jobs whose requests are traced.
     unix_time: seconds since the epoch.
     """
 
@@ -48,12 +50,14 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         driver: Driver,
         links: Sequence[WorkerLink],
         metrics: BatcherMetrics,
+        traces: JobTraces,
         unix_time: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._driver = driver
         self._links = links
         self._metrics = metrics
+        self._traces = traces
         self._unix_time = unix_time
 
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> AsyncIterator[pb.JobEvent]:
@@ -67,8 +71,10 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         clock = asyncio.get_running_loop().time
         admitted_at = clock()
         self._metrics.admitted(spec.tier, spec.deadline - admitted_at - admitted.predicted_s)
+        self._traces.begin(spec, context.invocation_metadata())
 
         def abandon() -> None:
+            self._traces.end(spec.job_id)
             if not feed.has_ended:
                 self._driver.cancel(spec.job_id)
 

@@ -19,6 +19,8 @@ from steploom_common.rpc import BindError, Shutdown
 from steploom_common.runtime import runtime_path, socket_address
 from steploom_common.settings import ConfigError, read_section, replace
 from steploom_common.tls_files import InternalConfig
+from steploom_common.tracing import Provider, provider, tracer_of
+from steploom_common.tracing_settings import TracingConfig
 from steploom_gateway.config import GatewayConfig
 from steploom_gateway.server import Gateway
 
@@ -43,23 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not config.batcher:
             config = replace(config, batcher=socket_address(runtime, "batcher"))
         internal = Internal(read_section(options.config, "internal", InternalConfig))
-        asyncio.run(_serve(config, default_directory(runtime), internal))
+        traces = provider(read_section(options.config, "tracing", TracingConfig), "gateway")
+        asyncio.run(_serve(config, default_directory(runtime), internal, traces))
     except (ConfigError, BindError) as error:
         print(f"steploom-gateway: {error}", file=sys.stderr)
         return _USAGE_ERROR
     return 0
 
 
-async def _serve(config: GatewayConfig, arena_dir: Path, internal: Internal) -> None:
+async def _serve(config: GatewayConfig, arena_dir: Path, internal: Internal, traces: Provider | None) -> None:
     shutdown = Shutdown()
     shutdown.listen()
-    gateway = Gateway(config, arena_dir, internal)
+    gateway = Gateway(config, arena_dir, internal, tracer_of(traces))
     try:
         await gateway.start()
         await shutdown.requested.wait()
         await gateway.drain(shutdown)
     finally:
         await gateway.close()
+        if traces:
+            await asyncio.to_thread(traces.shutdown)
 
 
 def _parser() -> argparse.ArgumentParser:

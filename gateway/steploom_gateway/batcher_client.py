@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 import grpc
@@ -66,9 +66,9 @@ class BatcherClient:
     def __repr__(self) -> str:
         return f"BatcherClient({self.address}, {'serving' if self.is_serving else 'not serving'})"
 
-    def submit(self, request: batcher_pb2.SubmitRequest) -> SubmitCall:
+    def submit(self, request: batcher_pb2.SubmitRequest, metadata: Sequence[tuple[str, str]] = ()) -> SubmitCall:
         """Starts a job; cancel the call to cancel it."""
-        return self._stub.Submit(request)
+        return self._stub.Submit(request, metadata=tuple(metadata))
 
     async def cancel(self, job_id: str) -> None:
         """Ends a job; returns when no worker touches its regions any more.

@@ -10,6 +10,7 @@ from typing import cast
 
 from steploom_common.arena import Pixels
 from steploom_common.errors import SteploomError
+from steploom_common.tracing import metadata_of
 from steploom_gateway.caller import current_caller
 from steploom_gateway.catalogue import Model
 from steploom_gateway.codec import Format
@@ -64,7 +65,7 @@ class EditJob:
         self._seen.prepare_s = self._seen.elapsed_s - came_s
         self._order = dataclasses.replace(self._order, picture=b"")  # not held while the job waits
         job = self._job(deadline_unix_s, is_watched)
-        async with self._tools.submissions.submit(job, prepared.pixels) as submission:
+        async with self._tools.submissions.submit(job, prepared.pixels, metadata_of(self._seen.span)) as submission:
             while happened := await submission.next_event():
                 event = await self._translated(happened, prepared)
                 if event:

@@ -70,6 +70,7 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         self.is_draining = False
         self.metrics = ""  # what it says to have counted
         self.requests: list[batcher_pb2.SubmitRequest] = []  # all that came
+        self.metadata: list[dict[str, str | bytes]] = []  # of their calls
         self.num_cancelled = 0
         self.num_finished = 0
         self.num_steps = 0  # of all jobs
@@ -116,6 +117,7 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
     ) -> AsyncGenerator[batcher_pb2.JobEvent]:
         """Inverts the picture."""
         self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata() or ()))
         script = self.script
         if script.refuse:
             raise script.refuse

@@ -10,6 +10,7 @@ from types import TracebackType
 
 import grpc
 import grpc.aio
+from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
 
 from steploom_common.errors import SteploomError
 from steploom_gateway.caller import current_caller
@@ -19,6 +20,9 @@ from steploom_protos.v1 import image_pb2
 log = logging.getLogger("steploom_gateway.access")
 
 _UNKNOWN = "-"
+
+# What counts as an error of a server, as OpenTelemetry has it: the others are the caller's.
+_OUR_FAULTS = ("DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "UNIMPLEMENTED", "UNKNOWN")
 
 _EARLY_S = 0.01  # the call's way to us
 _EARLY_SHARE = 0.01  # of the time that the call has: gRPC sends that in three digits, rounded up
@@ -31,14 +35,16 @@ class Observation:
         metrics: where it is counted.
         method: Edit or EditStream.
         deadline_unix_s: of the call; 0: none.
+        span: of the call, in its trace; ended with it.
     """
 
-    def __init__(self, metrics: Metrics, method: str, deadline_unix_s: float) -> None:
+    def __init__(self, metrics: Metrics, method: str, deadline_unix_s: float, span: Span = INVALID_SPAN) -> None:
         self.request_id = _UNKNOWN  # once it is known to be well-formed
         self.tier = _UNKNOWN  # once it is known to exist
         self.timings: image_pb2.Timings | None = None  # once the picture is drawn
         self.prepare_s = 0.0  # from the picture that was sent to the model's
         self.write_s = 0.0  # from the model's picture to the answer
+        self.span = span
         self._metrics = metrics
         self._method = method
         self._late_unix_s = late_from(deadline_unix_s, time.time())
@@ -66,10 +72,20 @@ class Observation:
             self._metrics.tally.add_done(elapsed_s, self.prepare_s, self.timings, self.write_s)
         elif error is not None:  # else it has joined another, which counts
             self._metrics.tally.add_failed(elapsed_s, status)
+        self._end_span(status)
         log.info(
             "%s request_id=%s tier=%s status=%s ms=%.1f token=%s",
             self._method, self.request_id, self.tier, status, 1000 * elapsed_s, current_caller().name or _UNKNOWN,
         )  # fmt: skip
+
+    def _end_span(self, status: str) -> None:
+        if self.span.is_recording():
+            known = {"steploom.request_id": self.request_id, "steploom.tier": self.tier}
+            self.span.set_attributes({name: value for name, value in known.items() if value != _UNKNOWN})
+            self.span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[status].value[0])
+            if status in _OUR_FAULTS:
+                self.span.set_status(StatusCode.ERROR, status)
+        self.span.end()
 
     def _status(self, error: BaseException | None) -> grpc.StatusCode:
         match error:

@@ -10,11 +10,13 @@ from pathlib import Path
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from opentelemetry.trace import Tracer
 
 from steploom_common.internal import PLAIN, Internal
 from steploom_common.rpc import ErrorInterceptor, Shutdown, bind
 from steploom_common.runtime import is_local
 from steploom_common.tls import server_tls
+from steploom_common.tracing import NO_TRACER
 from steploom_gateway.batcher_client import METRICS_TIMEOUT_S, BatcherClient
 from steploom_gateway.batcher_metrics import RelayedMetrics
 from steploom_gateway.config import GatewayConfig
@@ -46,12 +48,15 @@ class Gateway:
         config: settings; `batcher` must be set.
         arena_dir: folder of the shared memory.
         internal: how the batcher is reached.
+        tracer: of the spans of requests.
 
     Raises:
         ConfigError: the file of tokens is wrong, or the batcher would be reached in the clear over a network.
     """
 
-    def __init__(self, config: GatewayConfig, arena_dir: Path, internal: Internal = PLAIN) -> None:
+    def __init__(
+        self, config: GatewayConfig, arena_dir: Path, internal: Internal = PLAIN, tracer: Tracer = NO_TRACER
+    ) -> None:
         self._config = config
         self.metrics = Metrics()
         self.gate = Gate(config.tokens, config.max_calls_per_token, self.metrics.count_refused)
@@ -62,7 +67,7 @@ class Gateway:
         self.codec = CodecPool(config.codec_threads, image_bounds(config), self.metrics.observe_codec)
         self._submissions = Submissions(self.batcher, self.loans)
         tools = Tools(self.codec, self._submissions, config.preview_side)
-        self.service = ImageService(config, self.batcher, tools, self.metrics)
+        self.service = ImageService(config, self.batcher, tools, self.metrics, tracer)
         regions = Regions(config.shared_memory_regions)
         self.inference = oip.InferenceService(config, self.batcher, self.service, self.metrics.tally, regions)
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor(), self.gate], options=_server_options(config))

@@ -13,8 +13,10 @@ from functools import partial
 from typing import Any
 
 import grpc.aio
+from opentelemetry.trace import Span, SpanKind, Tracer
 
 from steploom_common.errors import InvalidRequest, QueueFull, Unavailable, Violation
+from steploom_common.tracing import NO_TRACER, context_in
 from steploom_gateway.batcher_client import BatcherClient
 from steploom_gateway.caller import current_caller
 from steploom_gateway.catalogue import Catalogue
@@ -51,14 +53,18 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         batcher: what it serves is asked before a request is taken.
         tools: what edits use.
         metrics: what is counted.
+        tracer: of the spans of requests.
     """
 
-    def __init__(self, config: GatewayConfig, batcher: BatcherClient, tools: Tools, metrics: Metrics) -> None:
+    def __init__(
+        self, config: GatewayConfig, batcher: BatcherClient, tools: Tools, metrics: Metrics, tracer: Tracer = NO_TRACER
+    ) -> None:
         self.retries = Retries(config.retry_window_s, config.retry_bytes, metrics.count_repeat)
         self._config = config
         self._batcher = batcher
         self._tools = tools
         self._metrics = metrics
+        self._tracer = tracer
         self._is_draining = False
         self._num_open = 0
         self._idle = asyncio.Event()
@@ -110,7 +116,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         """
         arrival_unix_s = time.time()
         deadline_unix_s = _deadline(context)
-        with Observation(self._metrics, method, deadline_unix_s) as seen:
+        with Observation(self._metrics, method, deadline_unix_s, self._span(context, method)) as seen:
             catalogue = self._enter()
             try:
                 asked = await read(catalogue)
@@ -147,6 +153,13 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         check_names(order, catalogue)
         seen.tier = order.tier or seen.tier
         return EditJob(self._tools, order, catalogue.model, seen)
+
+    def _span(self, context: Context, method: str) -> Span:
+        """Of a call, within the trace that its caller tells of. Never the current one: generators change contexts."""
+        attributes = {"rpc.system": "grpc", "rpc.method": method}
+        return self._tracer.start_span(
+            method, context_in(context.invocation_metadata()), SpanKind.SERVER, attributes=attributes
+        )
 
     def _enter(self) -> Catalogue:
         if self._is_draining:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import TracebackType
 
 import grpc.aio
@@ -31,9 +32,11 @@ class Submissions:
         self.is_ending = False
         self.live: set[Submission] = set()
 
-    def submit(self, request: batcher_pb2.SubmitRequest, pixels: Pixels) -> Submission:
-        """A job to run: `request` lacks but the pixels, which are of the model's size."""
-        return Submission(self, request, pixels)
+    def submit(
+        self, request: batcher_pb2.SubmitRequest, pixels: Pixels, metadata: Sequence[tuple[str, str]] = ()
+    ) -> Submission:
+        """A job to run: `request` lacks but the pixels, which are of the model's size; `metadata` go with the call."""
+        return Submission(self, request, pixels, metadata)
 
     def end(self) -> None:
         """Cancels all jobs, now and from now on: their callers get UNAVAILABLE."""
@@ -45,10 +48,17 @@ class Submissions:
 class Submission:
     """Runs a job within an `async with` block; leaving the block early cancels it."""
 
-    def __init__(self, group: Submissions, request: batcher_pb2.SubmitRequest, pixels: Pixels) -> None:
+    def __init__(
+        self,
+        group: Submissions,
+        request: batcher_pb2.SubmitRequest,
+        pixels: Pixels,
+        metadata: Sequence[tuple[str, str]],
+    ) -> None:
         self._group = group
         self._request = request
         self._pixels = pixels
+        self._metadata = metadata
         self._loan: Loan | None = None
         self._call: SubmitCall | None = None
         self._is_admitted = False
@@ -60,7 +70,7 @@ class Submission:
         self._loan = self._group.loans.lend(self._pixels.nbytes)
         try:
             self._place_pixels()
-            self._call = self._group.batcher.submit(self._request)
+            self._call = self._group.batcher.submit(self._request, self._metadata)
         except BaseException:
             self._leave()
             raise

@@ -9,6 +9,7 @@ from steploom.backoff import Backoff
 from steploom_batcher.config import BatcherConfig
 from steploom_common.settings import check, from_table, read_toml, section, setting
 from steploom_common.tls_files import InternalConfig
+from steploom_common.tracing_settings import TracingConfig
 from steploom_engine_worker.config import WorkerConfig
 from steploom_gateway.config import GatewayConfig
 
@@ -56,6 +57,7 @@ class SteploomConfig:
     batcher: BatcherConfig = section(BatcherConfig, "the scheduler and its service")
     worker: WorkerConfig = section(WorkerConfig, "the engine worker")
     internal: InternalConfig = section(InternalConfig, "between the services, where they are not on one host")
+    tracing: TracingConfig = section(TracingConfig, "traces by OpenTelemetry, of gateway and batcher")
     up: UpConfig = section(UpConfig, "the supervisor behind `steploom up`")
 
 

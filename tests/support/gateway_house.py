@@ -13,9 +13,11 @@ from typing import Any
 import grpc.aio
 import numpy as np
 import pytest
+from opentelemetry.trace import Tracer
 from PIL import Image
 
 from steploom_common.arena import Pixels
+from steploom_common.tracing import NO_TRACER
 from steploom_gateway.config import GatewayConfig
 from steploom_gateway.fake_batcher import FakeBatcher, serving_model
 from steploom_gateway.server import Gateway
@@ -58,7 +60,12 @@ async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bo
 
 @asynccontextmanager
 async def opened(
-    tmp_path: Path, is_remote: bool = False, has_worker: bool = True, arena_dir: Path | None = None, **settings: Any
+    tmp_path: Path,
+    is_remote: bool = False,
+    has_worker: bool = True,
+    arena_dir: Path | None = None,
+    tracer: Tracer = NO_TRACER,
+    **settings: Any,
 ) -> AsyncIterator[House]:
     """A house of its own settings; `is_remote` puts the batcher behind a TCP port."""
     address = "127.0.0.1:0" if is_remote else f"unix:{tmp_path}/batcher.sock"
@@ -75,7 +82,7 @@ async def opened(
             **settings,
         }
     )
-    gateway = Gateway(config, arena_dir or tmp_path)
+    gateway = Gateway(config, arena_dir or tmp_path, tracer=tracer)
     await gateway.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}")
     try:

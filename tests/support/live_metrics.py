@@ -1,4 +1,4 @@
-"""For tests of metrics: a gateway over a real batcher with a worker that computes nothing, and what they show."""
+"""For tests of metrics and traces: a gateway over a real batcher whose worker computes nothing, and what they show."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc.aio
 from gateway_house import eventually
+from opentelemetry.trace import Tracer
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,6 +20,7 @@ from steploom_batcher.fake_worker import fake_ready, flat_costs
 from steploom_batcher.fake_worker_service import FakeWorkerService, serve_fake_worker
 from steploom_batcher.messages import Memory
 from steploom_batcher.server import BatcherServer
+from steploom_common.tracing import NO_TRACER
 from steploom_gateway.config import GatewayConfig
 from steploom_gateway.server import Gateway
 from steploom_protos.v1 import image_pb2_grpc
@@ -51,16 +53,16 @@ async def scrape(port: int) -> str:
 
 
 @asynccontextmanager
-async def live(folder: Path) -> AsyncIterator[Live]:
+async def live(folder: Path, tracer: Tracer = NO_TRACER) -> AsyncIterator[Live]:
     """Gateway, batcher and worker on sockets in `folder`."""
     ready = replace(fake_ready(flat_costs(0.001, 0.0005, 0.001)), memory=Memory(1000, 500, 20, 10))
     worker = await serve_fake_worker(f"unix:{folder}/w.sock", FakeWorkerService(ready))
-    batcher = BatcherServer(BatcherConfig(), f"unix:{folder}/b.sock", [f"unix:{folder}/w.sock"])
+    batcher = BatcherServer(BatcherConfig(), f"unix:{folder}/b.sock", [f"unix:{folder}/w.sock"], tracer=tracer)
     await batcher.start()
     config = GatewayConfig(
         listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", batcher=f"unix:{folder}/b.sock", poll_s=0.05, arena_blocks=4
     )
-    gateway = Gateway(config, folder)
+    gateway = Gateway(config, folder, tracer=tracer)
     await gateway.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
