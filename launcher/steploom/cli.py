@@ -302,12 +302,24 @@ def status(
     runtime_dir: RuntimeFolder = None,
     config: ConfigFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    is_watched: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")] = False,
+    interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between looks of --watch.")] = 2.0,
 ) -> None:
     """Show services, slots, queue and rows per tick. Exits with 3 where no request would be taken."""
-    from steploom.status import run_status
+    from steploom.status import run_status, take_snapshot
 
     access = _access(tls, tls_ca, tls_cert, tls_key)
-    run_status(_runtime(_configuration(config), runtime_dir), address, as_json, access.tls)
+    runtime = _runtime(_configuration(config), runtime_dir)
+    if is_watched and as_json:
+        raise CommandError("--watch is for people, --json for scripts: take one", ExitCode.USAGE)
+    if is_watched:
+        from rich.console import Console
+
+        from steploom.watch import watch
+
+        watch(lambda: take_snapshot(runtime, address, access.tls), Console(), interval_s)
+    else:
+        run_status(runtime, address, as_json, access.tls)
 
 
 @app.command("config")

@@ -104,7 +104,7 @@ def _services(snapshot: Snapshot, status: pb.StatusResponse) -> Table:
     for worker in status.workers:
         table.add_row(
             "worker",
-            _state(worker),
+            worker_state(worker),
             f"{worker.slots_used}/{worker.slots}",
             str(worker.ticks_in_flight),
             worker.engine,
@@ -113,7 +113,7 @@ def _services(snapshot: Snapshot, status: pb.StatusResponse) -> Table:
     return table
 
 
-def _state(worker: pb.StatusResponse.WorkerStatus) -> str:
+def worker_state(worker: pb.StatusResponse.WorkerStatus) -> str:
     """Whether it is up, and while it still prepares how far it is."""
     if not worker.is_up:
         return f"down: {worker.last_error or 'not reached yet'}"

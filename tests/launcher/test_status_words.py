@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steploom.status import _state
+from steploom.status import worker_state
 from steploom_protos.batcher.v1.batcher_pb2 import StatusResponse
 from steploom_protos.worker.v1.worker_pb2 import Progress
 
@@ -22,4 +22,4 @@ WorkerStatus = StatusResponse.WorkerStatus
     ],
 )
 def test_a_worker_that_still_records_says_how_far_it_is(worker: WorkerStatus, words: str) -> None:
-    assert _state(worker) == words
+    assert worker_state(worker) == words
