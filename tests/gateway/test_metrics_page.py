@@ -48,6 +48,8 @@ async def test_one_scrape_has_the_figures_of_all_services(tmp_path: Path) -> Non
     assert value(text, "steploom_worker_ticks_total", stage="denoise") == 8
     assert value(text, "steploom_batcher_tick_seconds_count", stage="denoise") == 8
     assert value(text, "steploom_batcher_admission_slack_seconds_count", tier="free") == 2
+    # of two jobs that take next to no time, in a tier that owes an answer after 20 s
+    assert 20 < value(text, "steploom_batcher_admission_slack_seconds_sum", tier="free") < 40
     assert value(text, "steploom_batcher_job_measured_ratio_count", tier="free") == 2
     assert value(text, "nv_inference_request_success", model="fake") == 2
     assert value(text, "nv_inference_exec_count", model="fake.denoise") == 8
