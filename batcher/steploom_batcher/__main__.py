@@ -15,7 +15,7 @@ from steploom_common.internal import Internal
 from steploom_common.rpc import BindError, Shutdown
 from steploom_common.settings import ConfigError, read_section
 from steploom_common.tls_files import InternalConfig
-from steploom_common.tracing import Provider, provider, tracer_of
+from steploom_common.tracing import Provider, finish, provider, tracer_of
 from steploom_common.tracing_settings import TracingConfig
 
 
@@ -54,8 +54,7 @@ async def _serve(
     try:
         await BatcherServer(config, listen, workers, internal, tracer_of(traces)).run(shutdown)
     finally:
-        if traces:
-            await asyncio.to_thread(traces.shutdown)
+        await asyncio.to_thread(finish, traces)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -13,6 +14,9 @@ from steploom_common.settings import ConfigError
 from steploom_common.tracing_settings import TracingConfig
 
 NO_TRACER: Tracer = NoOpTracer()  # its spans only hand on the context that came in
+
+_EXPORT_S = 5.0  # for one batch, tries included
+_LAST_WORDS_S = 3.0  # for what is left at the end of the process
 
 _W3C = TraceContextTextMapPropagator()
 
@@ -49,15 +53,25 @@ def provider(config: TracingConfig, service: str) -> Provider | None:
         hint = f"needs {error.name}, which is not installed: `pip install 'steploom[tracing]'`"
         raise ConfigError("tracing.endpoint", hint) from None
     resource = Resource.create({"service.name": f"steploom-{service}"})
-    made = TracerProvider(sampler=ParentBasedTraceIdRatio(config.share), resource=resource)
+    sampler = ParentBasedTraceIdRatio(config.share)
+    made = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)  # `finish` does, within bounds
     is_plain = config.endpoint.startswith("http://")
-    made.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(config.endpoint, insecure=is_plain)))
+    exporter = OTLPSpanExporter(config.endpoint, insecure=is_plain, timeout=_EXPORT_S)
+    made.add_span_processor(BatchSpanProcessor(exporter))
     return made
 
 
 def tracer_of(made: Provider | None) -> Tracer:
     """A provider's tracer; one that records nothing where there is none."""
     return made.get_tracer("steploom") if made else NO_TRACER
+
+
+def finish(made: Provider | None, seconds: float = _LAST_WORDS_S) -> None:
+    """Sends what is left, for so many seconds at most: a collector that is away holds up no service's end."""
+    if made is not None:
+        thread = threading.Thread(target=made.shutdown, name="last traces", daemon=True)
+        thread.start()
+        thread.join(seconds)
 
 
 def context_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> Context:

@@ -19,7 +19,7 @@ from steploom_common.rpc import BindError, Shutdown
 from steploom_common.runtime import runtime_path, socket_address
 from steploom_common.settings import ConfigError, read_section, replace
 from steploom_common.tls_files import InternalConfig
-from steploom_common.tracing import Provider, provider, tracer_of
+from steploom_common.tracing import Provider, finish, provider, tracer_of
 from steploom_common.tracing_settings import TracingConfig
 from steploom_gateway.config import GatewayConfig
 from steploom_gateway.server import Gateway
@@ -63,8 +63,7 @@ async def _serve(config: GatewayConfig, arena_dir: Path, internal: Internal, tra
         await gateway.drain(shutdown)
     finally:
         await gateway.close()
-        if traces:
-            await asyncio.to_thread(traces.shutdown)
+        await asyncio.to_thread(finish, traces)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,10 +19,10 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as col
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
 from steploom_common.settings import ConfigError
-from steploom_common.tracing import provider, tracer_of
+from steploom_common.tracing import NO_TRACER, finish, provider, tracer_of
 from steploom_common.tracing_settings import TracingConfig
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -187,12 +188,29 @@ def test_spans_reach_a_collector_before_the_process_ends() -> None:
     made = provider(TracingConfig(f"http://127.0.0.1:{port}"), "gateway")
     assert made is not None
     tracer_of(made).start_span("Edit").end()
-    made.shutdown()
+    finish(made, 60.0)
     (sent,) = collector.sent.get(timeout=60).resource_spans
     server.stop(None).wait()
     assert [span.name for scope in sent.scope_spans for span in scope.spans] == ["Edit"]
     names = {item.key: item.value.string_value for item in sent.resource.attributes}
     assert names["service.name"] == "steploom-gateway"
+
+
+def test_a_collector_that_is_away_does_not_hold_up_the_end() -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    class Away:
+        def get_tracer(self, instrumenting_module_name: str) -> Tracer:
+            return NO_TRACER
+
+        def shutdown(self) -> None:
+            asked.set()
+            answered.wait()
+
+    finish(Away(), 0.01)  # else this waits for ever
+    assert asked.wait(60)
+    answered.set()
+    finish(None)
 
 
 def test_an_endpoint_without_the_libraries_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
