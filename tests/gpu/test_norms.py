@@ -210,7 +210,7 @@ def test_more_pixels_than_chunks_are_kept(device: torch.device, monkeypatch: pyt
     monkeypatch.setattr(plans, "MAX_CHUNKS", 2)
     pictures = Pictures((1, 80, 24, 30, 8), torch.float16, device)
     plan = default_plan(Picture(24 * 30, 80, 8))
-    assert (plan.programs(24 * 30), plan.tiles(24 * 30)) == (6, 4)
+    assert (plan.programs(24 * 30), plan.tiles(24 * 30)) == (12, 8)
     assert_close(pictures.run(silu=True, shifted=True), pictures.exact(silu=True, shifted=True))
 
 
