@@ -61,7 +61,7 @@ def test_three_programs_share_a_multiprocessor(compiled: list[Compiled]) -> None
 
 
 def test_a_tile_is_read_once_in_pieces_of_16_bytes(compiled: list[Compiled]) -> None:
-    """Eight a thread, of two pictures side by side too; and weight, bias and shift where lanes are fewer than threads."""
+    """Eight a thread, of two pictures side by side too; so are vectors where threads outnumber their lanes."""
     wide = r"%s\.global\S*\.v(?:4\.b32|2\.b64)"
     for each, (_, _, _, shifted) in zip(compiled, PICTURES, strict=True):
         reads = [match.start() for match in re.finditer(wide % "ld", each.ptx)]
