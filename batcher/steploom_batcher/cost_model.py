@@ -44,6 +44,10 @@ class CostModel:
     def __repr__(self) -> str:
         return f"CostModel({self._seconds})"
 
+    def as_table(self) -> StageCosts:
+        """A copy of the estimates as they stand."""
+        return {stage: dict(table) for stage, table in self._seconds.items()}
+
     def buckets(self, stage: Stage) -> Sequence[int]:
         """The row counts that the worker runs, ascending."""
         return self._buckets[stage]

@@ -243,7 +243,9 @@ class Scheduler:
                 for name, tier in self._config.tiers.items()
             },
             workers={
-                name: WorkerStats(worker.profile.num_slots, len(worker.jobs), len(worker.ticks))
+                name: WorkerStats(
+                    worker.profile.num_slots, len(worker.jobs), len(worker.ticks), worker.costs.as_table()
+                )
                 for name, worker in self._workers.items()
             },
             submitted=self._counts["submitted"],

@@ -252,6 +252,11 @@ def _worker_status(link: WorkerLink, worker: WorkerStats | None) -> pb.StatusRes
         progress=_progress(link.ready) if link.ready else None,
         memory=_memory(link.ready.memory) if link.ready else None,
         idle_s=link.use.idle_s,
+        costs=[
+            worker_pb2.BucketCost(stage=stage, bucket=bucket, seconds=seconds)  # type: ignore[arg-type]
+            for stage, table in (worker.costs if worker else {}).items()
+            for bucket, seconds in table.items()
+        ],
     )
 
 

@@ -207,6 +207,7 @@ class WorkerStats:
     num_slots: int
     slots_used: int
     ticks_in_flight: int
+    costs: StageCosts = field(default_factory=dict)  # as predicted now: measured at warm-up, corrected by ticks since
 
 
 @dataclass(frozen=True)

@@ -380,6 +380,10 @@ async def test_status_adds_up(system: System) -> None:
     (worker,) = status.workers
     assert (worker.address, worker.is_up, worker.slots, worker.slots_used) == (system.worker_address, True, 16, 1)
     assert worker.engine == "fake"
+    assert {(Stage(cost.stage), cost.bucket) for cost in worker.costs} == {
+        (stage, bucket) for stage, table in COSTS.items() for bucket in table
+    }
+    assert all(cost.seconds > 0 for cost in worker.costs)
     assert status.rows >= 90
     assert status.ticks > 0
     assert status.batcher_cpu_s > 0
