@@ -115,14 +115,26 @@ class Release(_message.Message):
     def __init__(self, slot: _Optional[int] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("ready", "tick_done", "prepared")
+    __slots__ = ("ready", "tick_done", "prepared", "leaving", "preparing")
     READY_FIELD_NUMBER: _ClassVar[int]
     TICK_DONE_FIELD_NUMBER: _ClassVar[int]
     PREPARED_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    PREPARING_FIELD_NUMBER: _ClassVar[int]
     ready: Ready
     tick_done: TickDone
     prepared: Prepared
-    def __init__(self, ready: _Optional[_Union[Ready, _Mapping]] = ..., tick_done: _Optional[_Union[TickDone, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ...) -> None: ...
+    leaving: Leaving
+    preparing: Preparing
+    def __init__(self, ready: _Optional[_Union[Ready, _Mapping]] = ..., tick_done: _Optional[_Union[TickDone, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., preparing: _Optional[_Union[Preparing, _Mapping]] = ...) -> None: ...
+
+class Leaving(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Preparing(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Adapter(_message.Message):
     __slots__ = ("name", "max_steps", "is_guidance_distilled", "min_guidance_scale", "max_guidance_scale", "min_image_guidance_scale", "max_image_guidance_scale")
