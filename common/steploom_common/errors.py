@@ -139,6 +139,12 @@ class Unsupported(SteploomError):
     status = grpc.StatusCode.UNIMPLEMENTED
 
 
+class FailedPrecondition(SteploomError):
+    """Not as things are set up, or stand now; the message says what would have to be otherwise."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
 class JobFailed(SteploomError):
     """The job itself makes the model fail; the log has the cause under the error id."""
 

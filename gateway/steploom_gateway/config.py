@@ -76,6 +76,9 @@ class GatewayConfig:
         at_most=4096,
     )
     remote_log_settings: bool = setting(False, "whether clients may change what this gateway logs, by LogSettings")
+    remote_model_control: bool = setting(
+        False, "whether clients may load and unload models, by RepositoryModelLoad and RepositoryModelUnload"
+    )
     drain_s: float = setting(30.0, "seconds for open edits to end once asked to stop", at_least=0, at_most=3600)
     tls: ServerTls = section(ServerTls, "TLS of the public gRPC service; files are read again when they change")
 

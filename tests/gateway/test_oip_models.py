@@ -158,8 +158,8 @@ async def test_repository(house: House) -> None:
     assert [(row.name, row.version, row.state) for row in index.models] == [(name, "1", "READY") for name in NAMES]
     for call, words in (
         (stub.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="a")), "there is one repository"),
-        (stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="fake")), "worker.model"),
-        (stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="fake")), "their engine worker ends"),
+        (stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="fake")), "gateway.remote_model_control"),
+        (stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="fake")), "remote_model_control"),
     ):
         error = await status_of(call)
         assert error.code() is Status.UNIMPLEMENTED

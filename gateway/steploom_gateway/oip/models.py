@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from steploom_gateway.catalogue import Catalogue, Model
-from steploom_gateway.oip.names import EDITED, IMAGE, INSTRUCTION, STAGES, VERSION, names, step_name
+from steploom_gateway.oip.names import EDITED, IMAGE, INSTRUCTION, STAGES, VERSION, step_name
 from steploom_gateway.oip.orders import EXPECTED, FORMATS, SAMPLERS
 from steploom_gateway.oip.tensors import BYTES
 from steploom_protos.inference import grpc_service_pb2 as pb
@@ -47,16 +47,6 @@ def config(catalogue: Catalogue, stage: str) -> config_pb.ModelConfig:
         for name, value in _facts(catalogue).items():
             result.parameters[name].string_value = value
     return result
-
-
-def index(catalogue: Catalogue, is_ready: bool, only_ready: bool) -> pb.RepositoryIndexResponse:
-    """The pipeline and its steps: all are ready, or none is."""
-    state, reason = ("READY", "") if is_ready else ("UNAVAILABLE", "no worker is up, or the service drains")
-    row = pb.RepositoryIndexResponse.ModelIndex
-    shown = names(catalogue.model) if is_ready or not only_ready else ()
-    return pb.RepositoryIndexResponse(
-        models=[row(name=name, version=VERSION, state=state, reason=reason) for name in shown]
-    )
 
 
 Metadata = pb.ModelMetadataResponse.TensorMetadata

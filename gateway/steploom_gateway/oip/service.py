@@ -23,7 +23,9 @@ from steploom_gateway.oip import log_levels, models
 from steploom_gateway.oip.answers import Answers, failed, streamed
 from steploom_gateway.oip.names import SERVER, STAGES, VERSION, check_model, check_whole, names
 from steploom_gateway.oip.orders import Wanted, read_order, renamed
+from steploom_gateway.oip.pipeline import Pipeline
 from steploom_gateway.oip.regions import Regions
+from steploom_gateway.oip.repository import Repository
 from steploom_gateway.oip.statistics import statistics
 from steploom_gateway.oip.stream import interleaved
 from steploom_gateway.service import Asked, ImageService, retry_id_of
@@ -59,6 +61,8 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self._images = images
         self._tally = tally
         self._regions = regions
+        keepers = (Pipeline(batcher, images),)
+        self._repository = Repository(keepers, config.remote_model_control)
 
     def __repr__(self) -> str:
         return f"InferenceService({self._images!r}, {self._regions!r})"
@@ -123,25 +127,22 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
                 yield part
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
-        """The pipeline and its steps; nothing before a worker has been up."""
-        if request.repository_name:
-            raise Unsupported("there is one repository, without a name")
-        catalogue = self._batcher.catalogue
-        return (
-            models.index(catalogue, self._images.is_ready, request.ready) if catalogue else pb.RepositoryIndexResponse()
-        )
+        """What every keeper has; of a diffusion pipeline nothing before a worker has been up."""
+        return await self._repository.index(request)
 
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Context
     ) -> pb.RepositoryModelLoadResponse:
-        """Refused."""
-        raise Unsupported("models are loaded by the engine worker at its start, from worker.model")
+        """As the keeper of the name does it; answered when it serves."""
+        await self._repository.load(request)
+        return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:
-        """Refused."""
-        raise Unsupported("models are unloaded when their engine worker ends")
+        """As the keeper of the name does it; answered when no new request gets it."""
+        await self._repository.unload(request)
+        return pb.RepositoryModelUnloadResponse()
 
     async def SystemSharedMemoryStatus(
         self, request: pb.SystemSharedMemoryStatusRequest, context: Context
