@@ -26,6 +26,13 @@ class Record:
     mean_rows_per_tick: float = 0.0
     ticks: int = 0
     lag_s: float = 0.0  # that the generator sent it late; part of the latency
+    cause: str = ""  # why there is no picture, in a word or two; empty: the status says it
+    request_id: str = ""  # by which ticks name it; empty: not known
+
+    @property
+    def sent_at(self) -> float:
+        """Seconds from the start of the trace: when it was sent in truth."""
+        return self.arrival.at + self.lag_s
 
     @property
     def latency_s(self) -> float:

@@ -19,7 +19,8 @@ class Arrival:
     rows: int  # UNet rows of a step
     deadline_s: float  # from arrival to answer
     cancel_after_s: float | None = None  # from arrival; None: the caller waits
-    adapter: str = NONE  # by name; what it costs is in `rows`
+    adapter: str = NONE  # by name, or empty: the tier's; what it costs is in `rows`
+    side: int = 128  # pixels of the picture that is sent, which is square
 
     @property
     def label(self) -> str:
