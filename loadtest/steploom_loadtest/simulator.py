@@ -3,6 +3,8 @@
 An event heap is the clock: arrivals, cancels, ends of ticks and outages happen at their moments, the scheduler is told,
 and plans; workers run what they get in order and take their time from a cost table. Nothing waits, so a simulated hour
 costs what its scheduling costs. It makes the calls of the asyncio driver in the same order, and so the same ticks.
+
+A `Node` is one batcher with its workers. Several of them behind one door are in `fleet.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -85,6 +87,23 @@ class Outage:
     back_at: float | None = None  # None: never
 
 
+@dataclass(slots=True)
+class StageUse:
+    """What workers did of one stage; ticks that failed count."""
+
+    ticks: int = 0
+    rows: int = 0  # of jobs; encode, decode: jobs
+    padding: int = 0  # rows or jobs computed for nobody
+    busy_s: float = 0.0
+
+    def add(self, other: StageUse) -> None:
+        """Takes the figures of other workers along."""
+        self.ticks += other.ticks
+        self.rows += other.rows
+        self.padding += other.padding
+        self.busy_s += other.busy_s
+
+
 @dataclass(frozen=True)
 class Simulation:
     """What a run gives."""
@@ -93,7 +112,12 @@ class Simulation:
     ticks: Sequence[tuple[float, Tick]]  # when each was planned; empty unless asked for
     stats: SchedulerStats
     ended_at: float  # when the last job was done
-    busy_s: float  # of all workers together, in ticks
+    use: Mapping[Stage, StageUse]  # of all workers together
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds of all workers in ticks."""
+        return sum(use.busy_s for use in self.use.values())
 
 
 def simulate(
@@ -115,10 +139,19 @@ def simulate(
         poisoned: places in the trace of requests that make every tick fail that they are in.
         keep_ticks: returns every tick as well.
     """
-    simulator = _Simulator(config, devices, trace, {str(place) for place in poisoned}, keep_ticks)
+    jobs = jobs_of(trace)
+    node = Node(config, devices, poisoned={str(place) for place in poisoned}, keep_ticks=keep_ticks)
+    node.feed(iter(jobs))
     for outage in outages:
-        simulator.schedule(outage)
-    return simulator.run()
+        node.schedule(outage)
+    while node.next_at is not None:
+        node.turn()
+    return node.result(jobs)
+
+
+def jobs_of(trace: Sequence[Arrival]) -> list[JobResult]:
+    """What is to become of each arrival."""
+    return [JobResult(str(place), arrival) for place, arrival in enumerate(trace)]
 
 
 @dataclass(eq=False)
@@ -127,10 +160,10 @@ class _Worker:
 
     costs: StageCosts
     jobs: dict[str, JobResult]
-    poisoned: set[str]
+    poisoned: Container[str]
+    use: Mapping[Stage, StageUse]  # of the node's workers together
     line: deque[Tick] = field(default_factory=deque)
     progress: dict[int, tuple[str, int]] = field(default_factory=dict)
-    busy_s: float = 0.0
 
     def execute(self, tick: Tick) -> Outcome:
         """Runs the tick on the slots, all of it or nothing."""
@@ -144,7 +177,11 @@ class _Worker:
             if progress[entry.slot] != (entry.job_id, place):
                 return Outcome(Status.SKIPPED)
         seconds = self.costs[tick.stage][tick.bucket]
-        self.busy_s += seconds
+        use = self.use[tick.stage]
+        use.ticks += 1
+        use.rows += tick.rows
+        use.padding += tick.bucket - tick.rows
+        use.busy_s += seconds
         if self.poisoned and self._is_poisoned(tick):
             return Outcome(Status.FAILED, seconds, "poison")
         for entry, place in zip(tick.entries, places, strict=True):
@@ -161,34 +198,68 @@ class _Worker:
         return any(entry.job_id in self.poisoned for entry in tick.entries)
 
 
-class _Simulator:
+class Node:
+    """A batcher and its workers on the clock.
+
+    Args:
+        config: of the scheduler.
+        devices: workers, up from the start.
+        poisoned: jobs that make every tick fail that they are in.
+        keep_ticks: remembers every tick.
+
+    Attributes:
+        num_open: jobs that were admitted and have not ended.
+    """
+
     def __init__(
         self,
         config: SchedulerConfig,
         devices: Sequence[Device],
-        trace: Sequence[Arrival],
-        poisoned: set[str],
-        keep_ticks: bool,
+        *,
+        poisoned: Container[str] = (),
+        keep_ticks: bool = False,
     ) -> None:
         self._scheduler = Scheduler(config)
         self._devices = {device.profile.worker_id: device for device in devices}
         self._key = devices[0].profile.key
         self._poisoned = poisoned
-        self._jobs = {str(place): JobResult(str(place), arrival) for place, arrival in enumerate(trace)}
-        self._arriving = iter(self._jobs.values())
-        self._next = next(self._arriving, None)
+        self.num_open = 0
+        self._jobs: dict[str, JobResult] = {}  # that were admitted
+        self._arriving: Iterator[JobResult] = iter(())
+        self._next: JobResult | None = None
         self._workers: dict[str, _Worker] = {}
         self._heap: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._order = itertools.count()  # of events at one moment
         self._keep_ticks = keep_ticks
         self._ticks: list[tuple[float, Tick]] = []
-        self._busy_s = 0.0  # of workers that are gone
+        self._use = {stage: StageUse() for stage in Stage}
         self._last_end = 0.0
         self._now = 0.0
+        self._turns = 0  # at this moment
+        self._wake: float | None = None
         for worker_id in self._devices:
             self._worker_up(worker_id)
+
+    def __repr__(self) -> str:
+        return f"Node({self._scheduler!r} at {self._now:.3f} s)"
+
+    @property
+    def next_at(self) -> float | None:
+        """When `turn` is to be called; None: never again, unless a job comes."""
+        if not self._heap:
+            return self._wake
+        return self._heap[0][0] if self._wake is None else min(self._wake, self._heap[0][0])
+
+    def feed(self, jobs: Iterator[JobResult]) -> None:
+        """Lets jobs come by themselves, each at its moment; they are in order of time."""
+        self._arriving = jobs
+        self._next = next(jobs, None)
         if self._next is not None:
             self._at(self._next.arrival.at, self._arrive, None)
+
+    def offer(self, job: JobResult) -> None:
+        """Lets one job come at its moment, which is not before the last turn."""
+        self._at(job.arrival.at, self._submit, job)
 
     def schedule(self, outage: Outage) -> None:
         """Puts an outage on the clock."""
@@ -196,32 +267,37 @@ class _Simulator:
         if outage.back_at is not None:
             self._at(outage.back_at, self._worker_up, outage.worker_id)
 
-    def run(self) -> Simulation:
-        """To the end of the trace and of every job in it."""
-        wake = self._plan()
-        turns = 0
-        while (moment := self._next_moment(wake)) is not None:
-            turns = turns + 1 if moment <= self._now else 0
-            if turns > _MAX_TURNS:
-                raise RuntimeError(f"time stands still at {moment}: {self._scheduler!r}")
-            self._now = max(self._now, moment)
-            for action, argument in self._due():
-                action(argument)
-            wake = self._plan()
+    def turn(self) -> None:
+        """Everything that happens at the next moment.
+
+        Raises:
+            RuntimeError: the scheduler asks to be woken for nothing again and again.
+        """
+        moment = self.next_at
+        if moment is None:
+            return
+        self._turns = self._turns + 1 if moment <= self._now else 0
+        if self._turns > _MAX_TURNS:
+            raise RuntimeError(f"time stands still at {moment}: {self._scheduler!r}")
+        self._now = max(self._now, moment)
+        for action, argument in self._due():
+            action(argument)
+        self._wake = self._plan()
+
+    def result(self, jobs: Sequence[JobResult]) -> Simulation:
+        """What has become of the jobs that came here.
+
+        Raises:
+            RuntimeError: nothing is left to happen, but jobs live.
+        """
         if not self._scheduler.is_idle:
             raise RuntimeError(f"nothing is left to happen, but jobs live: {self._scheduler!r}")
-        busy_s = self._busy_s + sum(worker.busy_s for worker in self._workers.values())
-        return Simulation([*self._jobs.values()], self._ticks, self._scheduler.statistics(), self._last_end, busy_s)
+        return Simulation(jobs, self._ticks, self._scheduler.statistics(), self._last_end, self._use)
 
     # ---- the clock
 
     def _at(self, when: float, action: Callable[[Any], None], argument: Any) -> None:
         heapq.heappush(self._heap, (when, next(self._order), action, argument))
-
-    def _next_moment(self, wake: float | None) -> float | None:
-        if not self._heap:
-            return wake
-        return self._heap[0][0] if wake is None else min(wake, self._heap[0][0])
 
     def _due(self) -> list[tuple[Callable[[Any], None], Any]]:
         """What happens now; what these events cause now belongs to the next turn, as in an event loop."""
@@ -248,7 +324,10 @@ class _Simulator:
         answer = self._scheduler.submit(spec, self._now)
         if isinstance(answer, Refused):
             self._end(job, End.REFUSED, answer.cause.value)
-        elif arrival.cancel_after_s is not None:
+            return
+        self._jobs[job.job_id] = job
+        self.num_open += 1
+        if arrival.cancel_after_s is not None:
             self._at(arrival.at + arrival.cancel_after_s, self._cancel, job)
 
     def _cancel(self, job: JobResult) -> None:
@@ -258,11 +337,11 @@ class _Simulator:
 
     def _worker_up(self, worker_id: str) -> None:
         device = self._devices[worker_id]
-        self._workers[worker_id] = _Worker(device.true_costs, self._jobs, self._poisoned)
+        self._workers[worker_id] = _Worker(device.true_costs, self._jobs, self._poisoned, self._use)
         self._scheduler.worker_up(device.profile, self._now)
 
     def _worker_down(self, worker_id: str) -> None:
-        self._busy_s += self._workers.pop(worker_id).busy_s
+        del self._workers[worker_id]
         self._apply(self._scheduler.worker_down(worker_id, self._now))
 
     def _tick_done(self, done: tuple[_Worker, Outcome]) -> None:
@@ -306,4 +385,5 @@ class _Simulator:
     def _end(self, job: JobResult, end: End, cause: str = "") -> None:
         assert job.end is None, f"{job} ends twice"
         job.end, job.ended_at, job.cause = end, self._now, cause
+        self.num_open -= end is not End.REFUSED
         self._last_end = self._now
