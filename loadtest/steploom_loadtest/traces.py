@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from steploom_common.adapter import NONE
@@ -40,6 +40,7 @@ class RequestClass:
     cancel_share: float = 0.0  # of them are cancelled, at a moment drawn evenly up to `cancel_within_s`
     cancel_within_s: float = 1.0
     adapter: str = NONE
+    side: int = 128  # pixels of the picture that is sent
 
 
 FREE_AND_PRO = (RequestClass("free", 3, 9, deadline_s=20.0), RequestClass("pro", 35, 1, deadline_s=60.0))
@@ -55,7 +56,7 @@ MIXES = {"plain": FREE_AND_PRO, "student": STUDENT_AND_PRO}
 
 def patient(kind: RequestClass, deadline_s: float = 600.0) -> Arrival:
     """A request of this kind that waits for long: refused callers come again at once, and cost more than rows."""
-    return Arrival(0.0, kind.tier, kind.steps, kind.rows, deadline_s, adapter=kind.adapter)
+    return Arrival(0.0, kind.tier, kind.steps, kind.rows, deadline_s, adapter=kind.adapter, side=kind.side)
 
 
 def poisson(mix: Sequence[RequestClass], rate: float, duration_s: float, seed: int = 0) -> list[Arrival]:
@@ -70,18 +71,47 @@ def poisson(mix: Sequence[RequestClass], rate: float, duration_s: float, seed: i
         duration_s: length of the trace.
         seed: the same one gives the same trace.
     """
+    return _trace(mix, rate, duration_s, seed, lambda rng: rng.expovariate(rate))
+
+
+def bursty(
+    mix: Sequence[RequestClass], rate: float, duration_s: float, cv: float = 3.0, seed: int = 0
+) -> list[Arrival]:
+    """The same with gaps of a gamma distribution: above a `cv` of 1 arrivals come in bursts, below it more evenly.
+
+    Args:
+        mix: classes and their shares.
+        rate: requests a second in the long run.
+        duration_s: length of the trace.
+        cv: coefficient of variation of the gaps, their deviation over their mean, above 0; 1: as `poisson`.
+        seed: the same one gives the same trace.
+    """
+    if cv <= 0:
+        raise ValueError(f"a coefficient of variation must be above 0, got {cv}")
+    spread = cv * cv
+    return _trace(mix, rate, duration_s, seed, lambda rng: rng.gammavariate(1.0 / spread, spread / rate))
+
+
+def steady(mix: Sequence[RequestClass], rate: float, duration_s: float, seed: int = 0) -> list[Arrival]:
+    """The same with equal gaps."""
+    return _trace(mix, rate, duration_s, seed, lambda _: 1.0 / rate)
+
+
+def _trace(
+    mix: Sequence[RequestClass], rate: float, duration_s: float, seed: int, gap: Callable[[random.Random], float]
+) -> list[Arrival]:
     if rate <= 0 or not mix:
         raise ValueError(f"a trace needs a rate above 0 and a mix, got {rate} and {len(mix)} classes")
     rng = random.Random(seed)
     deal: list[RequestClass] = []
     trace = []
-    at = rng.expovariate(rate)
+    at = gap(rng)
     while at < duration_s:
         if not deal:
             deal = [item for item in mix for _ in range(item.weight)]
             rng.shuffle(deal)
         trace.append(_arrival(deal.pop(), at, rng))
-        at += rng.expovariate(rate)
+        at += gap(rng)
     return trace
 
 
@@ -93,4 +123,4 @@ def burst(kind: RequestClass, count: int, at: float = 0.0) -> list[Arrival]:
 def _arrival(kind: RequestClass, at: float, rng: random.Random) -> Arrival:
     is_cancelled = rng.random() < kind.cancel_share
     cancel_after_s = rng.uniform(0.0, kind.cancel_within_s) if is_cancelled else None
-    return Arrival(at, kind.tier, kind.steps, kind.rows, kind.deadline_s, cancel_after_s, kind.adapter)
+    return Arrival(at, kind.tier, kind.steps, kind.rows, kind.deadline_s, cancel_after_s, kind.adapter, kind.side)

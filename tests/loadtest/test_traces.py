@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from steploom_loadtest.traces import FREE_AND_PRO, RequestClass, burst, poisson
+from steploom_loadtest.traces import FREE_AND_PRO, RequestClass, burst, bursty, poisson, steady
 
 
 def test_a_seed_gives_one_trace() -> None:
@@ -47,3 +47,35 @@ def test_a_trace_without_rate_or_mix_is_an_error() -> None:
 
 def test_a_burst_is_one_moment() -> None:
     assert [arrival.at for arrival in burst(FREE_AND_PRO[0], 3, at=2.0)] == [2.0] * 3
+
+
+def gaps_of(times: list[float]) -> tuple[float, float]:
+    """Mean and coefficient of variation of the gaps."""
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    mean = sum(gaps) / len(gaps)
+    return mean, (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5 / mean
+
+
+@pytest.mark.parametrize("cv", [0.5, 1.0, 3.0])
+def test_bursts_have_the_variation_that_is_asked_for_at_the_rate(cv: float) -> None:
+    mean, found = gaps_of([arrival.at for arrival in bursty(FREE_AND_PRO, 20.0, 4000.0, cv, seed=4)])
+    assert mean == pytest.approx(1 / 20.0, rel=0.05)
+    assert found == pytest.approx(cv, rel=0.05)
+
+
+def test_a_steady_trace_has_equal_gaps_and_the_mix() -> None:
+    trace = steady(FREE_AND_PRO, 4.0, 10.1)
+    assert [arrival.at for arrival in trace] == pytest.approx([place / 4 for place in range(1, 41)])
+    assert sum(arrival.tier == "pro" for arrival in trace) == 4
+
+
+def test_a_burst_needs_a_variation() -> None:
+    with pytest.raises(ValueError, match="must be above 0"):
+        bursty(FREE_AND_PRO, 1.0, 10.0, cv=0.0)
+
+
+def test_arrivals_carry_what_their_class_says() -> None:
+    kind = RequestClass("free", 4, rows=1, deadline_s=2.0, adapter="few-step", side=256)
+    (arrival, *_) = poisson([kind], 10.0, 5.0)
+    assert (arrival.tier, arrival.steps, arrival.rows, arrival.deadline_s) == ("free", 4, 1, 2.0)
+    assert (arrival.adapter, arrival.side, arrival.cancel_after_s) == ("few-step", 256, None)
