@@ -212,23 +212,31 @@ def _rich_status(error: SteploomError, details: Any) -> bytes:
     return status
 
 
+# What a supervisor asks its services to end with. Unlike a second SIGTERM it forces nothing: who stops a whole group of
+# processes sends each of them a SIGTERM, and the supervisor among them asks once more.
+ASK_TO_END = signal.SIGUSR1
+
+
 class Shutdown:
-    """SIGTERM or SIGINT asks for an orderly end; a second one forces it."""
+    """SIGTERM or SIGINT asks for an orderly end; a second one forces it. `ASK_TO_END` asks, however often it comes."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         self.forced = asyncio.Event()
+        self._is_signalled = False
 
     def listen(self) -> None:
         """Installs the signal handlers on the running loop."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.signal)
+        loop.add_signal_handler(ASK_TO_END, self.requested.set)
 
     def signal(self) -> None:
         """What a signal does."""
-        if self.requested.is_set():
+        if self._is_signalled:
             self.forced.set()
+        self._is_signalled = True
         self.requested.set()
 
     async def grace(self, work: Awaitable[Any], seconds: float) -> bool:

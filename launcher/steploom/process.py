@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from steploom_common.rpc import ASK_TO_END
+
 Sink = Callable[[str], None]  # takes a line of log, without its end
 
 _LEASH = Path(__file__).with_name("leash.py")
@@ -65,8 +67,8 @@ class Process:
         return code
 
     def ask_to_end(self) -> None:
-        """SIGTERM."""
-        self._signal(signal.SIGTERM)
+        """Lets it end in order, whether or not somebody else has asked it too."""
+        self._signal(ASK_TO_END)
 
     def kill(self) -> None:
         """SIGKILL, to it and to what it has started."""

@@ -17,7 +17,7 @@ import pytest
 from google.rpc import status_pb2
 
 from steploom_common.errors import InvalidRequest, Unavailable, Violation
-from steploom_common.rpc import INTERNAL_OPTIONS, BindError, ErrorInterceptor, Shutdown, bind
+from steploom_common.rpc import ASK_TO_END, INTERNAL_OPTIONS, BindError, ErrorInterceptor, Shutdown, bind
 
 
 def parse(data: bytes) -> str:
@@ -227,7 +227,24 @@ async def test_signals_ask_and_then_force() -> None:
     assert not shutdown.forced.is_set()
     os.kill(os.getpid(), signal.SIGINT)
     await asyncio.wait_for(shutdown.forced.wait(), 60)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    forget_signals()
+
+
+async def test_a_supervisor_may_ask_twice_and_after_a_signal() -> None:
+    shutdown = Shutdown()
+    shutdown.listen()
+    for number in (ASK_TO_END, signal.SIGTERM, ASK_TO_END):
+        shutdown.requested.clear()
+        os.kill(os.getpid(), number)
+        await asyncio.wait_for(shutdown.requested.wait(), 60)
+        assert not shutdown.forced.is_set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(shutdown.forced.wait(), 60)
+    forget_signals()
+
+
+def forget_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, ASK_TO_END):
         asyncio.get_running_loop().remove_signal_handler(number)
 
 
