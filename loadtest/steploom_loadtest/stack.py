@@ -37,7 +37,7 @@ class Stack:
     """
 
     def __init__(self, directory: Path, tables: Tables, ready_s: float = 60.0) -> None:
-        self._directory = directory
+        self.directory = directory
         self._runtime = directory / "run"
         self._ready_s = ready_s
         directory.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ class Stack:
         self._child = Child("`steploom up`", up, directory / "up.log")
 
     def __repr__(self) -> str:
-        return f"Stack({self._directory}, pid={self._child.pid})"
+        return f"Stack({self.directory}, pid={self._child.pid})"
 
     def __enter__(self) -> Self:
         try:
