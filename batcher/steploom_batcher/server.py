@@ -18,6 +18,7 @@ from steploom_batcher.config import BatcherConfig
 from steploom_batcher.driver import Driver
 from steploom_batcher.messages import TickReport
 from steploom_batcher.metrics import BatcherMetrics
+from steploom_batcher.recent_ticks import RecentTicks
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.service import BatcherService
 from steploom_batcher.traces import JobTraces
@@ -67,9 +68,10 @@ class BatcherServer:
         self.driver = Driver(Scheduler(config), asyncio.get_running_loop(), on_change=self._publish_health)
         self.metrics = BatcherMetrics()
         self._traces = JobTraces(tracer)
+        self._recent = RecentTicks()
         self.links = [self._link(address, dial) for address in dict.fromkeys(workers)]
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=INTERNAL_OPTIONS)
-        service = BatcherService(config, self.driver, self.links, self.metrics, self._traces)
+        service = BatcherService(config, self.driver, self.links, self.metrics, self._traces, self._recent)
         batcher_pb2_grpc.add_BatcherServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
@@ -80,6 +82,7 @@ class BatcherServer:
     def _tick_done(self, worker: str, tick: Tick, report: TickReport) -> None:
         self.metrics.tick_done(worker, tick, report)
         self._traces.tick_done(worker, tick, report)
+        self._recent.tick_done(worker, tick, report)
 
     async def start(self) -> None:
         """Listens, and begins to dial the workers.

@@ -16,6 +16,7 @@ from steploom_batcher.config import BatcherConfig
 from steploom_batcher.driver import Driver, key_of
 from steploom_batcher.messages import Begun, Done, Event, Memory, Model, Payload, Picture, Progress, Ready
 from steploom_batcher.metrics import BatcherMetrics, current
+from steploom_batcher.recent_ticks import RanTick, RecentTicks
 from steploom_batcher.traces import JobTraces
 from steploom_batcher.types import JobSpec, Refused, WorkerStats
 from steploom_batcher.worker_link import WorkerLink
@@ -41,6 +42,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
     links: for Status and Metrics.
     metrics: what is counted.
     traces: of jobs whose requests are traced.
+    recent: the latest ticks.
     unix_time: seconds since the epoch.
     """
 
@@ -51,6 +53,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         links: Sequence[WorkerLink],
         metrics: BatcherMetrics,
         traces: JobTraces,
+        recent: RecentTicks,
         unix_time: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
@@ -58,6 +61,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         self._links = links
         self._metrics = metrics
         self._traces = traces
+        self._recent = recent
         self._unix_time = unix_time
 
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> AsyncIterator[pb.JobEvent]:
@@ -72,9 +76,11 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         admitted_at = clock()
         self._metrics.admitted(spec.tier, spec.deadline - admitted_at - admitted.predicted_s)
         self._traces.begin(spec, context.invocation_metadata())
+        self._recent.begin(spec)
 
         def abandon() -> None:
             self._traces.end(spec.job_id)
+            self._recent.end(spec.job_id)
             if not feed.has_ended:
                 self._driver.cancel(spec.job_id)
 
@@ -153,6 +159,12 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         del request, context
         families = current(self._driver.statistics(), self._links, self._driver.is_draining)
         return pb.MetricsResponse(text=await asyncio.to_thread(self._metrics.text, families))
+
+    async def Ticks(self, request: pb.TicksRequest, context: Context) -> pb.TicksResponse:
+        """The latest ticks."""
+        del context
+        ticks, last, lost = self._recent.since(request.after)
+        return pb.TicksResponse(ticks=map(_ran_tick, ticks), last=last, lost=lost)
 
     def _model(self, request: pb.SubmitRequest) -> Model:
         models = self._driver.models
@@ -257,6 +269,19 @@ def _worker_status(link: WorkerLink, worker: WorkerStats | None) -> pb.StatusRes
             for stage, table in (worker.costs if worker else {}).items()
             for bucket, seconds in table.items()
         ],
+    )
+
+
+def _ran_tick(ran: RanTick) -> pb.TicksResponse.RanTick:
+    return pb.TicksResponse.RanTick(
+        worker=ran.worker,
+        stage=ran.tick.stage,  # type: ignore[arg-type]
+        status=ran.status,  # type: ignore[arg-type]
+        start_unix_s=ran.start_unix_s,
+        seconds=ran.seconds,
+        rows=ran.tick.rows,
+        bucket=ran.tick.bucket,
+        parts=(pb.TicksResponse.Part(job_id=part.job_id, rows=part.rows, step=part.step) for part in ran.parts),
     )
 
 

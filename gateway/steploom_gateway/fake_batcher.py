@@ -158,6 +158,10 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         """What it was given to say."""
         return batcher_pb2.MetricsResponse(text=self.metrics)
 
+    async def Ticks(self, request: batcher_pb2.TicksRequest, context: Context) -> batcher_pb2.TicksResponse:
+        """It has none."""
+        return batcher_pb2.TicksResponse()
+
     async def Drain(self, request: batcher_pb2.DrainRequest, context: Context) -> batcher_pb2.DrainResponse:
         """Says that it drains; waits for nothing."""
         self.is_draining = True

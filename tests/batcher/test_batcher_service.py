@@ -391,6 +391,27 @@ async def test_status_adds_up(system: System) -> None:
     running.cancel()
 
 
+async def test_recent_ticks_show_what_every_job_had_of_the_device(system: System) -> None:
+    await asyncio.gather(submit(system, job_id="a"), submit(system, job_id="b"))
+    answer = await system.stub.Ticks(pb.TicksRequest())
+    assert (answer.last, answer.lost) == (len(answer.ticks), 0)
+    assert {tick.worker for tick in answer.ticks} == {system.worker_address}
+    assert all(tick.status == worker_pb2.TICK_STATUS_OK and tick.seconds > 0 for tick in answer.ticks)
+    assert all(sum(part.rows for part in tick.parts) == tick.rows <= tick.bucket for tick in answer.ticks)
+    for job in "ab":
+        mine = [(tick.stage, part.step) for tick in answer.ticks for part in tick.parts if part.job_id == job]
+        assert mine == [
+            (worker_pb2.STAGE_ENCODE, 0),
+            *((worker_pb2.STAGE_DENOISE, step) for step in (1, 2, 3)),
+            (worker_pb2.STAGE_DECODE, 0),
+        ]
+    starts = [tick.start_unix_s for tick in answer.ticks]
+    assert starts == sorted(starts)
+    await submit(system, job_id="c")
+    later = await system.stub.Ticks(pb.TicksRequest(after=answer.last))
+    assert len(later.ticks) == later.last - answer.last == 5
+
+
 async def test_drain_waits_for_the_last_job_and_refuses_new_ones(system: System) -> None:
     health = health_pb2_grpc.HealthStub(system.channel)
     assert (await health.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING

@@ -219,6 +219,50 @@ class MetricsResponse(_message.Message):
     text: str
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
+class TicksRequest(_message.Message):
+    __slots__ = ("after",)
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    def __init__(self, after: _Optional[int] = ...) -> None: ...
+
+class TicksResponse(_message.Message):
+    __slots__ = ("ticks", "last", "lost")
+    class Part(_message.Message):
+        __slots__ = ("job_id", "rows", "step")
+        JOB_ID_FIELD_NUMBER: _ClassVar[int]
+        ROWS_FIELD_NUMBER: _ClassVar[int]
+        STEP_FIELD_NUMBER: _ClassVar[int]
+        job_id: str
+        rows: int
+        step: int
+        def __init__(self, job_id: _Optional[str] = ..., rows: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+    class RanTick(_message.Message):
+        __slots__ = ("worker", "stage", "status", "start_unix_s", "seconds", "rows", "bucket", "parts")
+        WORKER_FIELD_NUMBER: _ClassVar[int]
+        STAGE_FIELD_NUMBER: _ClassVar[int]
+        STATUS_FIELD_NUMBER: _ClassVar[int]
+        START_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+        SECONDS_FIELD_NUMBER: _ClassVar[int]
+        ROWS_FIELD_NUMBER: _ClassVar[int]
+        BUCKET_FIELD_NUMBER: _ClassVar[int]
+        PARTS_FIELD_NUMBER: _ClassVar[int]
+        worker: str
+        stage: _worker_pb2.Stage
+        status: _worker_pb2.TickStatus
+        start_unix_s: float
+        seconds: float
+        rows: int
+        bucket: int
+        parts: _containers.RepeatedCompositeFieldContainer[TicksResponse.Part]
+        def __init__(self, worker: _Optional[str] = ..., stage: _Optional[_Union[_worker_pb2.Stage, str]] = ..., status: _Optional[_Union[_worker_pb2.TickStatus, str]] = ..., start_unix_s: _Optional[float] = ..., seconds: _Optional[float] = ..., rows: _Optional[int] = ..., bucket: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[TicksResponse.Part, _Mapping]]] = ...) -> None: ...
+    TICKS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    ticks: _containers.RepeatedCompositeFieldContainer[TicksResponse.RanTick]
+    last: int
+    lost: int
+    def __init__(self, ticks: _Optional[_Iterable[_Union[TicksResponse.RanTick, _Mapping]]] = ..., last: _Optional[int] = ..., lost: _Optional[int] = ...) -> None: ...
+
 class DrainRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

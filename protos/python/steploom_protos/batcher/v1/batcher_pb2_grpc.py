@@ -54,6 +54,11 @@ class BatcherStub:
                 request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.MetricsRequest.SerializeToString,
                 response_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.MetricsResponse.FromString,
                 _registered_method=True)
+        self.Ticks = channel.unary_unary(
+                '/steploom.batcher.v1.Batcher/Ticks',
+                request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.TicksRequest.SerializeToString,
+                response_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.TicksResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/steploom.batcher.v1.Batcher/Drain',
                 request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.DrainRequest.SerializeToString,
@@ -94,6 +99,13 @@ class BatcherServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Ticks(self, request, context):
+        """The latest ticks that are back, for pictures of what a device did when. So many are kept, and no more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Stops admission; returns when the last job has ended, or at the deadline of the call.
         """
@@ -123,6 +135,11 @@ def add_BatcherServicer_to_server(servicer, server):
                     servicer.Metrics,
                     request_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.MetricsRequest.FromString,
                     response_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.MetricsResponse.SerializeToString,
+            ),
+            'Ticks': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ticks,
+                    request_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.TicksRequest.FromString,
+                    response_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.TicksResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -238,6 +255,33 @@ class Batcher:
             '/steploom.batcher.v1.Batcher/Metrics',
             steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.MetricsRequest.SerializeToString,
             steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.MetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ticks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steploom.batcher.v1.Batcher/Ticks',
+            steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.TicksRequest.SerializeToString,
+            steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.TicksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class BatcherStub:
     """What is up, queued and running now."""
     Metrics: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.MetricsRequest, _batcher_pb2.MetricsResponse]
     """What has been counted since the batcher's start, for a gateway that shows it beside its own."""
+    Ticks: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.TicksRequest, _batcher_pb2.TicksResponse]
+    """The latest ticks that are back, for pictures of what a device did when. So many are kept, and no more."""
     Drain: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.DrainRequest, _batcher_pb2.DrainResponse]
     """Stops admission; returns when the last job has ended, or at the deadline of the call."""
 
@@ -61,6 +63,8 @@ class BatcherAsyncStub(BatcherStub):
     """What is up, queued and running now."""
     Metrics: _aio.UnaryUnaryMultiCallable[_batcher_pb2.MetricsRequest, _batcher_pb2.MetricsResponse]  # type: ignore[assignment]
     """What has been counted since the batcher's start, for a gateway that shows it beside its own."""
+    Ticks: _aio.UnaryUnaryMultiCallable[_batcher_pb2.TicksRequest, _batcher_pb2.TicksResponse]  # type: ignore[assignment]
+    """The latest ticks that are back, for pictures of what a device did when. So many are kept, and no more."""
     Drain: _aio.UnaryUnaryMultiCallable[_batcher_pb2.DrainRequest, _batcher_pb2.DrainResponse]  # type: ignore[assignment]
     """Stops admission; returns when the last job has ended, or at the deadline of the call."""
 
@@ -100,6 +104,14 @@ class BatcherServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_batcher_pb2.MetricsResponse, _abc.Awaitable[_batcher_pb2.MetricsResponse]]:
         """What has been counted since the batcher's start, for a gateway that shows it beside its own."""
+
+    @_abc_1.abstractmethod
+    def Ticks(
+        self,
+        request: _batcher_pb2.TicksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batcher_pb2.TicksResponse, _abc.Awaitable[_batcher_pb2.TicksResponse]]:
+        """The latest ticks that are back, for pictures of what a device did when. So many are kept, and no more."""
 
     @_abc_1.abstractmethod
     def Drain(
