@@ -163,6 +163,16 @@ class ArenaViews:
             memory = self._mapped(region.path)
         return _picture(memory, region, height, width)
 
+    def memory(self, region: RegionRef) -> Memory:
+        """All bytes of a region, without a copy: writes go to the arena.
+
+        Raises:
+            ValueError: a path outside the arena folder, a region outside of the file, or one whose loan has ended.
+        """
+        with self._lock:
+            memory = self._mapped(region.path)
+        return _bytes(memory, region, region.size)
+
     def close(self) -> None:
         """Lets every arena go."""
         with self._lock:
@@ -216,12 +226,18 @@ def _is_abandoned(file: Path) -> bool:
 
 def _picture(memory: mmap.mmap, region: RegionRef, height: int, width: int) -> Pixels:
     size = height * width * 3
-    is_within = 0 <= region.offset <= len(memory) - size and size <= region.size
-    if height < 1 or width < 1 or not is_within:
+    if height < 1 or width < 1 or size > region.size:
         raise ValueError(f"a picture of {height}x{width} does not fit into {region}")
+    return _bytes(memory, region, size).reshape(height, width, 3)
+
+
+def _bytes(memory: mmap.mmap, region: RegionRef, size: int) -> Memory:
+    """The first bytes of a region."""
+    if size < 0 or not 0 <= region.offset <= len(memory) - size:
+        raise ValueError(f"a stretch of {size} bytes does not fit into {region}, whose file has {len(memory)}")
     if region.lease and not _is_lent(memory, region):
         raise ValueError(f"the loan of {region} has ended")
-    return np.frombuffer(memory, np.uint8, size, region.offset).reshape(height, width, 3)
+    return np.frombuffer(memory, np.uint8, size, region.offset)
 
 
 def _is_lent(memory: mmap.mmap, region: RegionRef) -> bool:

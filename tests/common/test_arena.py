@@ -243,6 +243,32 @@ def test_no_view_leaves_its_region(
         arena.close()
 
 
+@settings(max_examples=100, deadline=None)
+@given(offset=st.integers(-100, 500), size=st.integers(-10, 500))
+def test_all_bytes_of_a_region_are_had_only_where_it_lies_in_the_file(
+    tmp_path_factory: pytest.TempPathFactory, offset: int, size: int
+) -> None:
+    arena = Arena(tmp_path_factory.mktemp("arena"), BLOCK, 2)
+    views = ArenaViews(arena.path.parent)
+    try:
+        if 0 <= size and 0 <= offset <= arena.path.stat().st_size - size:
+            assert views.memory(RegionRef(str(arena.path), offset, size)).shape == (size,)
+        else:
+            with pytest.raises(ValueError, match="does not fit"):
+                views.memory(RegionRef(str(arena.path), offset, size))
+    finally:
+        arena.close()
+
+
+def test_the_bytes_of_a_loan_that_has_ended_are_nobodys(arena: Arena) -> None:
+    views = ArenaViews(arena.path.parent)
+    block = lent(arena)
+    views.memory(block.output)[:] = 7
+    arena.give_back(block)
+    with pytest.raises(ValueError, match="has ended"):
+        views.memory(block.output)
+
+
 def test_removed_arenas_are_forgotten(tmp_path: Path) -> None:
     views = ArenaViews(tmp_path)
     for _ in range(5):
