@@ -251,7 +251,7 @@ def test_all_bytes_of_a_region_are_had_only_where_it_lies_in_the_file(
     arena = Arena(tmp_path_factory.mktemp("arena"), BLOCK, 2)
     views = ArenaViews(arena.path.parent)
     try:
-        if 0 <= size and 0 <= offset <= arena.path.stat().st_size - size:
+        if size >= 0 and 0 <= offset <= arena.path.stat().st_size - size:
             assert views.memory(RegionRef(str(arena.path), offset, size)).shape == (size,)
         else:
             with pytest.raises(ValueError, match="does not fit"):
