@@ -31,11 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("no worker: give --worker ADDR, or batcher.workers in the configuration")
         internal = Internal(read_section(options.config, "internal", InternalConfig))
         traces = provider(read_section(options.config, "tracing", TracingConfig), "batcher")
-        asyncio.run(_serve(config, options.listen, workers, internal, traces))
+        return asyncio.run(_serve(config, options.listen, workers, internal, traces))
     except (ConfigError, BindError) as error:
         print(f"steploom_batcher: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,13 +47,14 @@ def _parser() -> argparse.ArgumentParser:
 
 async def _serve(
     config: BatcherConfig, listen: str, workers: Sequence[str], internal: Internal, traces: Provider | None
-) -> None:
+) -> int:
     shutdown = Shutdown()
     shutdown.listen()
     try:
         await BatcherServer(config, listen, workers, internal, tracer_of(traces)).run(shutdown)
     finally:
         await asyncio.to_thread(finish, traces)
+    return shutdown.exit_code
 
 
 if __name__ == "__main__":

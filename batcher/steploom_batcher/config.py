@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steploom_common.adapter import AUTO
+from steploom_common.patience import Overdue
 from steploom_common.settings import ConfigError, check, section, setting
 
 
@@ -103,5 +104,19 @@ class BatcherConfig(SchedulerConfig):
     min_backoff_s: float = setting(0.1, "seconds before the first new try to reach a worker", above=0, at_most=60)
     max_backoff_s: float = setting(2.0, "seconds between later tries", above=0, at_most=600)
     tick_timeout_s: float = setting(
-        120.0, "seconds without an answer to a tick after which a worker counts as lost", above=0, at_most=3600
+        120.0,
+        "least seconds without an answer to a tick after which a worker counts as lost",
+        above=0,
+        at_most=3600,
     )
+    tick_timeout_factor: float = setting(
+        20.0,
+        "times the predicted seconds of a tick for which its answer is waited for, where that is longer",
+        at_least=1,
+        at_most=10_000,
+    )
+
+    @property
+    def overdue(self) -> Overdue:
+        """When a worker that owes the end of a tick counts as lost."""
+        return Overdue(self.tick_timeout_s, self.tick_timeout_factor)

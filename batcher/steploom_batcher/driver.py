@@ -16,7 +16,7 @@ from steploom_batcher.messages import Model, Payload, Prepared, Ready, TickRepor
 from steploom_batcher.roster import Link, LiveWorker, Roster
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.types import Admitted, JobSpec, Key, Refused, SchedulerStats, Stage, Status, Tick, WorkerProfile
-from steploom_common.errors import JobCancelled
+from steploom_common.errors import JobCancelled, SteploomError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +72,13 @@ class Driver:
 
     @property
     def models(self) -> dict[str, Model]:
-        """Those that are served, then those of workers that are away, by model name."""
-        up = {self._models[name].name: self._models[name] for name in self._roster.workers}
-        return up | {model.name: model for model in self._models.values() if model.name not in up}
+        """Those that are served, those of workers that leave, then those of workers that are away, by model name."""
+        found: dict[str, Model] = {}
+        for name in sorted(self._roster.workers, key=lambda name: self._roster.workers[name].is_leaving):
+            found.setdefault(self._models[name].name, self._models[name])
+        for model in self._models.values():
+            found.setdefault(model.name, model)
+        return found
 
     def has_job(self, job_id: str) -> bool:
         """A job of that id lives."""
@@ -102,13 +106,18 @@ class Driver:
         self._changed()
         return answer, feed
 
-    def cancel(self, job_id: str, reason: str = "the caller cancelled") -> JobFeed | None:
-        """Ends a job; its feed ends when no worker holds it any more. None where no such job lives."""
+    def cancel(self, job_id: str, reason: SteploomError | None = None) -> JobFeed | None:
+        """Ends a job; its feed ends when no worker holds it any more. None where no such job lives.
+
+        Args:
+            job_id: whose.
+            reason: that its caller gets; None: the caller has cancelled.
+        """
         job = self._roster.jobs.get(job_id)
         if job is None:
             return None
         if job.end is None:
-            self._roster.end(job, JobCancelled(reason))
+            self._roster.end(job, reason or JobCancelled("the caller cancelled"))
             self._roster.apply(self._scheduler.cancel(job_id, self._loop.time()))
             self._changed()
         return job.feed
@@ -116,7 +125,7 @@ class Driver:
     def cancel_all(self) -> None:
         """Ends every job, because the service does."""
         for job_id in list(self._roster.jobs):
-            self.cancel(job_id, "the service is ending")
+            self.cancel(job_id, Unavailable("the batcher is ending; try again later"))
 
     def drain(self) -> None:
         """Admits nothing more; jobs that live go on."""
@@ -140,16 +149,22 @@ class Driver:
 
     # Workers
 
-    def worker_up(self, name: str, ready: Ready, link: Link) -> None:
-        """A worker can take ticks; `name` is its address, which outlives the process.
+    def worker_up(self, name: str, ready: Ready, link: Link, home: str = "") -> None:
+        """A worker can take ticks.
+
+        Args:
+            name: its address, which outlives the process; another one while a process that leaves still has that.
+            ready: what it is.
+            link: the way to it.
+            home: its address; empty: `name` is.
 
         Raises:
             ValueError: it cannot be used.
         """
-        profile = WorkerProfile(name, key_of(ready.model), ready.num_slots, ready.costs)
+        profile = WorkerProfile(name, key_of(ready.model), ready.num_slots, ready.costs, home)
         effects = self._scheduler.worker_up(profile, self._loop.time())
         self._models[name] = ready.model
-        self._roster.workers[name] = LiveWorker(name, link)
+        self._roster.workers[name] = LiveWorker(name, link, home or name)
         self._roster.apply(effects)
         log.info("worker %s is up: %s on %s, %d slots", name, ready.worker_id, ready.device, ready.num_slots)
         self._changed()
@@ -159,8 +174,20 @@ class Driver:
         """A worker is lost with all it held; its jobs start again elsewhere."""
         worker = self._roster.workers.get(name)
         if worker is not None:
-            log.warning("worker %s is down with %d jobs: %s", name, len(worker.slots), error)
+            if worker.is_leaving and not worker.slots:
+                log.info("worker %s has left", name)
+            else:
+                log.warning("worker %s is down with %d jobs: %s", name, len(worker.slots), error)
             self._lose(worker)
+
+    def worker_leaving(self, name: str) -> None:
+        """A worker takes no more jobs; it is hung up on when those that it has are done."""
+        worker = self._roster.workers.get(name)
+        if worker is not None:
+            log.info("worker %s leaves, with %d jobs to end", name, len(worker.slots))
+            worker.is_leaving = True
+            self._scheduler.worker_leaving(name)
+            self._changed()
 
     def report(self, name: str, report: TickReport) -> None:
         """A tick is done."""
@@ -193,6 +220,8 @@ class Driver:
 
     def _lose(self, worker: LiveWorker) -> None:
         self._roster.lose(worker)
+        if any(other.home == worker.home for other in self._roster.workers.values()):
+            del self._models[worker.name]  # another has taken its place: it is not expected back
         self._roster.apply(self._scheduler.worker_down(worker.name, self._loop.time()))
         self._changed()
         self._tell_change()

@@ -8,7 +8,20 @@ from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from steploom_batcher.messages import Admit, Command, Free, Model, Payload, Picture, Prepared, Ready, TickReport
+from steploom_batcher.messages import (
+    Admit,
+    Command,
+    Free,
+    Leaving,
+    Model,
+    Payload,
+    Picture,
+    Prepared,
+    Preparing,
+    Ready,
+    TickReport,
+)
+from steploom_batcher.messages import Report as AnyReport
 from steploom_batcher.types import Entry, Outcome, Stage, StageCosts, Status, Tick
 from steploom_common.adapter import AdapterTraits
 
@@ -97,6 +110,10 @@ class FakeWorker:
         if self._running is not None:
             self._running.cancel()
 
+    def hang_up(self) -> None:
+        """Nobody listens any more."""
+        self.crash()
+
     def hang(self) -> None:
         """Never ends the tick that is running."""
         if self._running is not None:
@@ -175,7 +192,7 @@ class FakeHost:
 
     def __init__(self, ready: Ready) -> None:
         self.ready = ready
-        self._reports: asyncio.Queue[TickReport | Prepared | None] = asyncio.Queue()
+        self._reports: asyncio.Queue[AnyReport | None] = asyncio.Queue()
         self.worker: FakeWorker | None = None  # of the session that is open
         self.is_listening = True
         self.dialled_at: list[float] = []  # on the loop's clock
@@ -191,17 +208,25 @@ class FakeHost:
             raise ConnectionError(f"UNAVAILABLE: nobody listens at {address}")
         if self.worker is not None:
             raise ConnectionError("ALREADY_EXISTS: another batcher drives this worker")
-        self._reports = asyncio.Queue()
-        self.worker = FakeWorker(self.ready.costs, self._reports.put_nowait)
+        reports = self._reports = asyncio.Queue()
+        worker = self.worker = FakeWorker(self.ready.costs, reports.put_nowait)
         try:
-            yield FakeSession(self.ready, self.worker, self._reports)
+            yield FakeSession(self.ready, worker, reports)
         finally:
-            self.worker.crash()
-            self.worker = None
+            worker.crash()
+            if self.worker is worker:
+                self.worker = None
 
-    def announce(self, prepared: Prepared) -> None:
-        """Ticks cost less from now on."""
-        self._reports.put_nowait(prepared)
+    def announce(self, news: Prepared | Preparing) -> None:
+        """Tells the batcher."""
+        self._reports.put_nowait(news)
+
+    def leave(self) -> FakeWorker:
+        """The worker takes no more jobs, and gives way to another one; gives the one that leaves."""
+        assert self.worker is not None
+        leaving, self.worker = self.worker, None
+        self._reports.put_nowait(Leaving())
+        return leaving
 
     def kill(self) -> None:
         """The process dies."""
@@ -213,7 +238,7 @@ class FakeHost:
 class FakeSession:
     """See `worker_link.Session`."""
 
-    def __init__(self, ready: Ready, worker: FakeWorker, reports: asyncio.Queue[TickReport | Prepared | None]) -> None:
+    def __init__(self, ready: Ready, worker: FakeWorker, reports: asyncio.Queue[AnyReport | None]) -> None:
         self.ready = ready
         self._worker = worker
         self._reports = reports
@@ -222,7 +247,7 @@ class FakeSession:
         """Hands the commands over at once."""
         self._worker.send([*commands])
 
-    async def read(self) -> TickReport | Prepared:
+    async def read(self) -> AnyReport:
         """Waits for a report; None in line stands for a broken stream."""
         report = await self._reports.get()
         if report is None:

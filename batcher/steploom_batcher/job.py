@@ -68,6 +68,7 @@ class Job:
     stage: Stage | None = Stage.ENCODE  # None: all is planned
     step: int = 0  # denoise: next step to plan, from 0
     in_flight: int = 0  # ticks that name it
+    has_begun: bool = False  # its worker knows it: a tick for it has been planned there
     num_postponed: int = 0  # ticks that went before its next one, though it was more urgent
     num_crashes: int = 0  # workers that died with this job in a tick
     work_left_s: float = 0.0  # counted in the backlog
@@ -159,6 +160,7 @@ class Job:
         assert self.stage is not None
         entry = Entry(self.spec.job_id, self.slot, self.step)
         self.in_flight += 1
+        self.has_begun = True
         self.num_ticks += 1
         self.num_postponed = 0
         if self.first_planned is None:
@@ -181,10 +183,10 @@ class Job:
             self.stage, self.step = stage, step
 
     def restart(self) -> None:
-        """Back to the beginning: its worker is lost. The seed makes the second run equal to the first."""
+        """Back to the beginning: it has no worker any more. The seed makes the second run equal to the first."""
         self.worker_id, self.slot = "", -1
         self.stage, self.step = Stage.ENCODE, 0
-        self.in_flight = 0
+        self.in_flight, self.has_begun = 0, False
         self.denoise_planned = None
 
     def record(self, tick: Tick, seconds: float, now: float) -> None:

@@ -108,6 +108,19 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Leaving:
+    """A worker takes no more jobs, and ends when it is hung up on."""
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """A preparation keeps a worker's ticks waiting: they are not lost."""
+
+
+Report = TickReport | Prepared | Leaving | Preparing
+
+
+@dataclass(frozen=True)
 class Ready:
     """What a worker says first."""
 

@@ -162,7 +162,7 @@ def _jobs(stats: SchedulerStats, is_draining: bool) -> list[Metric]:
 
 
 def _workers(stats: SchedulerStats, links: Sequence[WorkerLink]) -> list[Metric]:
-    now = {link.address: stats.workers.get(link.address) for link in links}
+    now = {link.address: stats.workers.get(link.name) for link in links}
     memory = GaugeMetricFamily(
         "steploom_worker_memory_bytes",
         "Memory of the worker's device, as it last said (total, free, slots: state of jobs, weights)",

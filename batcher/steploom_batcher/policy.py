@@ -39,6 +39,7 @@ class Worker:
     ticks: dict[int, Tick] = field(default_factory=dict)
     recovery: list[list[Job]] = field(default_factory=list)  # parts of failed ticks: they run first, by themselves
     batch: list[Job] = field(default_factory=list)  # request policy: what runs to its end
+    is_leaving: bool = False  # it takes no more jobs
     is_flushing: bool = False  # a tick did not run: nothing is planned until all in flight are back
     busy_until: float = 0.0  # predicted end of the last tick in flight
     is_held_back: bool = False  # its next tick could be planned, and is not yet

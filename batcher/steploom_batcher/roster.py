@@ -27,6 +27,9 @@ class Link(Protocol):
     def send(self, commands: list[Command]) -> None:
         """Takes commands to be sent in order; never blocks. What stands in line is bounded by the worker's slots."""
 
+    def hang_up(self) -> None:
+        """Ends the stream: the worker leaves, and none of its slots holds a job."""
+
 
 @dataclass(slots=True, eq=False)
 class LiveJob:
@@ -47,14 +50,18 @@ class LiveWorker:
 
     name: str
     link: Link
+    home: str  # its address
     slots: dict[int, LiveJob] = field(default_factory=dict)  # those that were admitted
     outbox: list[Command] = field(default_factory=list)  # of this turn
+    is_leaving: bool = False  # it takes no more jobs
 
     def flush(self) -> None:
         """Sends what the turn has brought."""
         if self.outbox:
             self.link.send(self.outbox)
             self.outbox = []
+        if self.is_leaving and not self.slots:
+            self.link.hang_up()
 
 
 class Roster:

@@ -58,7 +58,8 @@ class Scheduler:
         self._jobs: dict[str, Job] = {}
         self._waiting = WaitingRoom()
         self._workers: dict[str, Worker] = {}
-        self._lost: dict[str, tuple[WorkerProfile, float]] = {}  # workers expected back, and since when they are gone
+        # workers expected back, by their places, and since when they are gone
+        self._lost: dict[str, tuple[WorkerProfile, float]] = {}
         self._backlog = Backlog()
         self._shares = Shares({name: tier.weight for name, tier in config.tiers.items()}, config.fairness)
         self._policy: Policy = RequestPolicy(config) if config.policy == "request" else StepPolicy(config, self._shares)
@@ -137,19 +138,37 @@ class Scheduler:
             raise ValueError(f"worker {profile.worker_id!r} has no bucket for a guided step of {len(Branch)} rows")
         free_slots = list(range(profile.num_slots - 1, -1, -1))
         self._workers[profile.worker_id] = Worker(profile, costs, Lead(self._config.lead_s), free_slots)
-        before, _ = self._lost.pop(profile.worker_id, (profile, 0.0))
+        before, _ = self._lost.pop(profile.place, (profile, 0.0))
         self._assign_slots()
         return [] if before.key == profile.key else self._abandon(before.key)
 
     def worker_down(self, worker_id: str, now: float) -> list[Effect]:
-        """A worker is lost: its jobs go back to the queue and start again from their seeds."""
+        """A worker is lost: its jobs go back to the queue and start again from their seeds.
+
+        One whose place another has taken is not expected back.
+        """
         worker = self._workers.pop(worker_id, None)
         if worker is None:
             return []
-        self._lost[worker_id] = (worker.profile, now)
+        is_replaced = any(other.profile.place == worker.profile.place for other in self._workers.values())
+        if not is_replaced:
+            self._lost[worker.profile.place] = (worker.profile, now)
         effects = [effect for job in list(worker.jobs.values()) for effect in self._orphan(job)]
         self._assign_slots()
-        return effects
+        return effects + (self._abandon(worker.profile.key) if is_replaced else [])
+
+    def worker_leaving(self, worker_id: str) -> None:
+        """A worker takes no more jobs. Those that it knows run on there; the others wait for another slot."""
+        worker = self._workers[worker_id]
+        worker.is_leaving = True
+        worker.batch = [job for job in worker.batch if job.has_begun]
+        for job in [job for job in worker.jobs.values() if not job.has_begun]:
+            del worker.jobs[job.spec.job_id]
+            worker.free_slots.append(job.slot)
+            job.restart()
+            job.move(State.QUEUED)
+            self._waiting.enter(job)
+        self._assign_slots()
 
     def reprice(self, worker_id: str, costs: StageCosts) -> None:
         """Buckets of a worker that is up cost something else from now on: seconds, as it has measured them."""
@@ -276,6 +295,7 @@ class Scheduler:
         if model is None:
             return Refused(Cause.NO_WORKER, "no worker is up", retry_after_s=1.0)
         serving = [worker for worker in self._workers.values() if worker.profile.key == spec.key]
+        serving = [worker for worker in serving if not worker.is_leaving] or serving
         num_queued, num_own = self._waiting.of(spec.tier), self._waiting.of_caller(spec.tier, spec.caller)
         return self._admission.decide(spec, JobCosts.of(spec, model), serving, num_queued, num_own, now)
 
@@ -305,7 +325,11 @@ class Scheduler:
             worker.jobs[job.spec.job_id] = job
 
     def _with_room(self, key: Key) -> list[Worker]:
-        return [worker for worker in self._workers.values() if worker.free_slots and worker.profile.key == key]
+        return [
+            worker
+            for worker in self._workers.values()
+            if worker.free_slots and worker.profile.key == key and not worker.is_leaving
+        ]
 
     def _leave(self, job: Job) -> list[Effect]:
         """Ends a job: at once where no tick names its slot."""

@@ -77,7 +77,7 @@ class BatcherServer:
 
     def _link(self, address: str, dial: Dial) -> WorkerLink:
         backoff = Backoff(self._config.min_backoff_s, self._config.max_backoff_s, random.Random())
-        return WorkerLink(address, self.driver, backoff, dial, self._config.tick_timeout_s, self._tick_done)
+        return WorkerLink(address, self.driver, backoff, dial, self._config.overdue, self._tick_done)
 
     def _tick_done(self, worker: str, tick: Tick, report: TickReport) -> None:
         self.metrics.tick_done(worker, tick, report)

@@ -138,7 +138,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
                 )
                 for name, tier in stats.tiers.items()
             ],
-            workers=[_worker_status(link, stats.workers.get(link.address)) for link in self._links],
+            workers=[_worker_status(link, stats.workers.get(link.name)) for link in self._links],
             ticks=sum(stats.ticks.values()),
             rows=stats.denoise_rows,
             mean_rows_per_tick=stats.mean_rows_per_tick,

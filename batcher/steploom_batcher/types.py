@@ -74,6 +74,12 @@ class WorkerProfile:
     key: Key  # what its engine can run
     num_slots: int
     costs: StageCosts  # measured at warm-up
+    home: str = ""  # where others take its place: two are there while one leaves; empty: its id
+
+    @property
+    def place(self) -> str:
+        """By which it is expected back."""
+        return self.home or self.worker_id
 
 
 @dataclass(frozen=True)

@@ -5,62 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
-from typing import Protocol
+from itertools import count
 
 import grpc
 import grpc.aio
 
+from steploom_batcher.conversation import Conversation, Listener, Session
 from steploom_batcher.device_use import DeviceUse
-from steploom_batcher.messages import Command, Prepared, Ready, TickReport
-from steploom_batcher.roster import Link
+from steploom_batcher.messages import Command, Ready, Report, TickReport
 from steploom_batcher.types import Tick
-from steploom_batcher.worker_wire import (
-    ProtocolError,
-    commands_to_wire,
-    prepared_from_wire,
-    ready_from_wire,
-    report_from_wire,
-)
+from steploom_batcher.worker_wire import ProtocolError, commands_to_wire, ready_from_wire, report_from_wire
 from steploom_common.internal import PLAIN, Internal
+from steploom_common.patience import Overdue
 from steploom_protos.worker.v1 import worker_pb2 as pb
 from steploom_protos.worker.v1 import worker_pb2_grpc
 
 log = logging.getLogger(__name__)
-
-
-_MAX_COMMANDS = 16  # in a message: pictures may travel in them, and a message has a bound
-
-
-class Listener(Protocol):
-    """Who is told what happens on a link: the driver."""
-
-    def worker_up(self, name: str, ready: Ready, link: Link) -> None:
-        """The worker can take ticks. Raises ValueError where it cannot be used."""
-
-    def worker_down(self, name: str, error: str) -> None:
-        """It is lost."""
-
-    def report(self, name: str, report: TickReport) -> None:
-        """A tick is done."""
-
-    def prepared(self, name: str, prepared: Prepared) -> None:
-        """Ticks of the worker cost less from now on."""
-
-
-class Session(Protocol):
-    """One stream to a worker, from its first answer to its loss; both verbs then raise ConnectionError."""
-
-    ready: Ready
-
-    async def write(self, commands: Sequence[Command]) -> None:
-        """Sends one message; returns when the transport takes more."""
-
-    async def read(self) -> TickReport | Prepared:
-        """The next report."""
 
 
 Dial = Callable[[str], AbstractAsyncContextManager[Session]]
@@ -86,15 +48,18 @@ class Backoff:
         return longest * self._rng.uniform(0.5, 1.0)
 
 
+_OVERDUE = Overdue()
+
+
 class WorkerLink:
-    """Dials an address again and again until it is closed.
+    """Dials an address again and again until it is closed. While the worker there leaves, its successor is dialled too.
 
     Args:
         address: of the worker; also its name towards the scheduler, so that a restarted process is the same worker.
         listener: hears of everything.
         backoff: pauses between tries.
         dial: opens a session.
-        tick_timeout_s: a worker that owes a tick's end for longer counts as lost.
+        overdue: when a worker that owes a tick's end counts as lost.
         on_tick_done: hears of each tick that is back, with the address.
     """
 
@@ -104,22 +69,18 @@ class WorkerLink:
         listener: Listener,
         backoff: Backoff,
         dial: Dial,
-        tick_timeout_s: float = 120.0,
+        overdue: Overdue = _OVERDUE,
         on_tick_done: Callable[[str, Tick, TickReport], None] | None = None,
     ) -> None:
         self.address = address
         self.last_error = "not reached yet"  # empty while up
-        self.ready: Ready | None = None  # while up
+        self.use = DeviceUse()  # since the link was made, whatever process answered
         self._listener = listener
         self._backoff = backoff
         self._dial = dial
-        self._tick_timeout_s = tick_timeout_s
+        self._overdue = overdue
         self._on_tick_done = on_tick_done
-        self.use = DeviceUse()  # since the link was made, whatever process answered
-        self._owed: dict[int, Tick] = {}  # sent, and without an answer
-        self._owed_since = 0.0  # when the oldest of them may have begun
-        self._outbox: deque[Command] = deque()
-        self._outbox_filled = asyncio.Event()
+        self._live: list[Conversation] = []  # the latest last; those before it leave
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -128,103 +89,104 @@ class WorkerLink:
     @property
     def is_up(self) -> bool:
         """The worker takes ticks."""
-        return self.ready is not None
+        return bool(self._live)
+
+    @property
+    def ready(self) -> Ready | None:
+        """What the latest process has said of itself; None: none is up."""
+        return self._live[-1].ready if self._live else None
+
+    @property
+    def name(self) -> str:
+        """Of the latest process, towards the scheduler."""
+        return self._live[-1].name if self._live else self.address
+
+    @property
+    def num_owed(self) -> int:
+        """Ticks that are sent and without an answer."""
+        return sum(conversation.num_owed for conversation in self._live)
 
     def start(self) -> None:
         """Begins to dial."""
         self._task = asyncio.create_task(self._keep_up(), name=f"link {self.address}")
 
     async def close(self) -> None:
-        """Ends the stream and the tries."""
+        """Ends the streams and the tries."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    def send(self, commands: list[Command]) -> None:
-        """Puts commands in line for the one writer."""
-        if not self._owed:
-            self._owed_since = asyncio.get_running_loop().time()
-        self._owed |= {command.tick_id: command for command in commands if isinstance(command, Tick)}
-        self._outbox += commands
-        self._outbox_filled.set()
-
     async def _keep_up(self) -> None:
-        while True:
-            error = await self._run_session()
-            if error != self.last_error:  # a loss is the listener's to log, a try that fails like the last is no news
-                log.warning("worker %s cannot be reached: %s", self.address, error)
-            self.last_error = error
-            await asyncio.sleep(self._backoff.next_s())
+        sessions: set[asyncio.Task[str]] = set()
+        try:
+            while True:
+                leaving = asyncio.Event()
+                session = asyncio.create_task(self._run_session(leaving), name=f"session {self.address}")
+                sessions.add(session)
+                session.add_done_callback(sessions.discard)
+                if await _is_first(leaving, session):
+                    continue  # whoever takes its place is awaited beside it
+                error = session.result()
+                if error != self.last_error:  # a loss is the listener's to log, one more try that fails is no news
+                    log.warning("worker %s cannot be reached: %s", self.address, error)
+                if not self._live:
+                    self.last_error = error
+                await asyncio.sleep(self._backoff.next_s())
+        finally:
+            for session in sessions:
+                session.cancel()
+            await asyncio.gather(*sessions, return_exceptions=True)
 
-    async def _run_session(self) -> str:
-        """One session, from dialling to its loss; returns why it ended."""
-        error = "closed"
+    async def _run_session(self, leaving: asyncio.Event) -> str:
+        """One session, from dialling to its loss; gives why it ended. Sets `leaving` when the worker takes no more."""
+        conversation, error = None, "closed"
         try:
             async with self._dial(self.address) as session:
-                self._outbox.clear()
-                self._owed.clear()
-                self.use.reconnected()
-                self._listener.worker_up(self.address, session.ready, self)
-                self.ready, self.last_error = session.ready, ""
-                self._backoff.reset()
-                await self._talk(session)
+                conversation = self._greet(session, leaving)
+                await conversation.run()
+                error = "it has left"
         except (ConnectionError, ProtocolError, ValueError) as problem:
             error = str(problem)
         except Exception as problem:
             log.exception("worker %s: the session is given up", self.address)
             error = repr(problem)
         finally:
-            if self.ready is not None:
-                self.ready, self.last_error = None, error
-                self._listener.worker_down(self.address, error)
+            if conversation is not None:
+                self._live.remove(conversation)
+                self.last_error = "" if self._live else error
+                self._listener.worker_down(conversation.name, error)
         return error
 
-    async def _talk(self, session: Session) -> None:
-        """Reads, writes and watches until one of them raises."""
-        tasks = [
-            asyncio.create_task(part(session), name=self.address) for part in (self._read, self._write, self._watch)
-        ]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                if task.done():
-                    task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    def _tick_done(self, tick: Tick, report: TickReport) -> None:
+        if self._on_tick_done is not None:
+            self._on_tick_done(self.address, tick, report)
 
-    async def _read(self, session: Session) -> None:
-        clock = asyncio.get_running_loop().time
-        while True:
-            report = await session.read()
-            self._owed_since = clock()
-            if isinstance(report, Prepared):
-                if self.ready is not None:
-                    self.ready = replace(self.ready, progress=report.progress, memory=report.memory)
-                self._listener.prepared(self.address, report)
-                continue
-            tick = self._owed.pop(report.tick_id, None)
-            if tick is not None:
-                self.use.add(tick, report)
-                if self._on_tick_done is not None:
-                    self._on_tick_done(self.address, tick, report)
-            self._listener.report(self.address, report)
+    def _greet(self, session: Session, leaving: asyncio.Event) -> Conversation:
+        """Raises:
+        ValueError: the worker cannot be used.
+        """
+        used = {conversation.name for conversation in self._live}
+        names = (f"{self.address}+{number}" if number else self.address for number in count())
+        name = next(name for name in names if name not in used)
+        conversation = Conversation(
+            name, session, self._listener, self._overdue, self.use, self._tick_done, leaving
+        )  # fmt: skip
+        self.use.reconnected()
+        self._listener.worker_up(name, session.ready, conversation, self.address)
+        self._live.append(conversation)
+        self.last_error = ""
+        self._backoff.reset()
+        return conversation
 
-    async def _watch(self, _: Session) -> None:
-        """Keepalive sees a dead process; this sees one whose driving thread hangs."""
-        clock = asyncio.get_running_loop().time
-        while True:
-            await asyncio.sleep(self._tick_timeout_s / 4)
-            if self._owed and clock() - self._owed_since > self._tick_timeout_s:
-                raise ConnectionError(f"no answer to a tick for {self._tick_timeout_s:g} s")
 
-    async def _write(self, session: Session) -> None:
-        while True:
-            await self._outbox_filled.wait()
-            self._outbox_filled.clear()
-            while self._outbox:
-                await session.write([self._outbox.popleft() for _ in range(min(len(self._outbox), _MAX_COMMANDS))])
+async def _is_first(event: asyncio.Event, task: asyncio.Task[str]) -> bool:
+    """Whether an event is set before a task is done."""
+    wait = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({wait, task}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        wait.cancel()
+    return event.is_set() and not task.done()
 
 
 class GrpcSession:
@@ -243,7 +205,7 @@ class GrpcSession:
         except asyncio.InvalidStateError:
             raise ConnectionError("the stream has ended") from None
 
-    async def read(self) -> TickReport | Prepared:
+    async def read(self) -> Report:
         """See `Session`."""
         try:
             report = await self._call.read()
@@ -252,7 +214,7 @@ class GrpcSession:
         if report is grpc.aio.EOF:
             raise ConnectionError("the worker closed the stream")
         assert isinstance(report, pb.Report)
-        return prepared_from_wire(report) if report.HasField("prepared") else report_from_wire(report)
+        return report_from_wire(report)
 
 
 @asynccontextmanager

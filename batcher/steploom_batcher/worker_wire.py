@@ -9,13 +9,16 @@ from dataclasses import asdict, fields
 from steploom_batcher.messages import (
     Command,
     Free,
+    Leaving,
     Memory,
     Model,
     Payload,
     Picture,
     Preparation,
     Prepared,
+    Preparing,
     Ready,
+    Report,
     TickReport,
 )
 from steploom_batcher.types import Outcome, Stage, StageCosts, Status, Tick
@@ -72,7 +75,24 @@ def _admit(job_id: str, slot: int, payload: Payload) -> pb.Admit:
     )
 
 
-def report_from_wire(report: pb.Report) -> TickReport:
+def report_from_wire(report: pb.Report) -> Report:
+    """Whatever a worker says behind its first words.
+
+    Raises:
+        ProtocolError: it is nothing of that.
+    """
+    match report.WhichOneof("report"):
+        case "prepared":
+            prepared = report.prepared
+            return Prepared(_costs(prepared.costs), _progress(prepared.progress), _memory(prepared.memory))
+        case "leaving":
+            return Leaving()
+        case "preparing":
+            return Preparing()
+    return tick_from_wire(report)
+
+
+def tick_from_wire(report: pb.Report) -> TickReport:
     """A tick's end.
 
     Raises:
@@ -110,12 +130,6 @@ def ready_from_wire(report: pb.Report) -> Ready:
         raise ProtocolError("the worker announces no slots")
     model, progress, memory = model_from_wire(ready.model), _progress(ready.progress), _memory(ready.memory)
     return Ready(ready.worker_id, ready.engine, ready.device, ready.slots, model, costs, progress, memory)
-
-
-def prepared_from_wire(report: pb.Report) -> Prepared:
-    """What costs less from now on."""
-    prepared = report.prepared
-    return Prepared(_costs(prepared.costs), _progress(prepared.progress), _memory(prepared.memory))
 
 
 def _costs(costs: Iterable[pb.BucketCost]) -> StageCosts:

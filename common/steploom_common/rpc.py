@@ -40,6 +40,9 @@ INTERNAL_OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
+EXIT_FORCED = 130  # of a process that a second signal has ended
+
+
 class BindError(OSError):
     """The address to listen on cannot be had."""
 
@@ -232,6 +235,11 @@ class Shutdown:
             loop.add_signal_handler(number, self.signal)
         loop.add_signal_handler(ASK_TO_END, self.requested.set)
 
+    @property
+    def exit_code(self) -> int:
+        """Of the process: whether its end was an orderly one."""
+        return EXIT_FORCED if self.forced.is_set() else 0
+
     def signal(self) -> None:
         """What a signal does."""
         if self._is_signalled:
@@ -249,5 +257,6 @@ class Shutdown:
                 await task  # raises what the work raised
             return task.done()
         finally:
-            task.cancel()
-            forced.cancel()
+            for part in (task, forced):
+                part.cancel()
+            await asyncio.gather(task, forced, return_exceptions=True)

@@ -1,7 +1,8 @@
 """`python -m steploom_engine_worker`: one engine worker.
 
 Exit codes: 0 after an orderly end, 2 for a wrong configuration or model directory, 3 (EXIT_FATAL) when the engine
-cannot go on (device lost, out of memory) and the worker must be started again, 1 for anything else.
+cannot go on (device lost, out of memory) and the worker must be started again, 130 when a second signal has ended it,
+1 for anything else.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
             check_machine(config)
             return 0
         internal = Internal(read_section(arguments.config, "internal", InternalConfig))
-        has_ended = asyncio.run(_serve(config, arguments.listen, internal))
+        return asyncio.run(_serve(config, arguments.listen, internal))
     except Exception as error:
         if is_fatal(error):  # also where a model could not be read for want of memory
             log.critical("the engine cannot go on: %s", error)
@@ -70,15 +71,15 @@ def _run(arguments: argparse.Namespace) -> int:
             return 2
         log.critical("the worker ends", exc_info=error)
         return 1
-    return 0 if has_ended else 1
 
 
-async def _serve(config: WorkerConfig, address: str, internal: Internal) -> bool:
+async def _serve(config: WorkerConfig, address: str, internal: Internal) -> int:
     shutdown = Shutdown()
     shutdown.listen()
     worker_id = f"{os.uname().nodename}-{os.getpid()}"
     server = WorkerServer(address, worker_id, partial(build_engine, config), config.drain_s, internal)
-    return await server.run(shutdown)
+    has_ended = await server.run(shutdown)
+    return shutdown.exit_code or (0 if has_ended else 1)
 
 
 def _end(code: int) -> None:

@@ -110,3 +110,16 @@ class Prepared:
     costs: Costs  # seconds of the buckets that cost less from now on
     progress: tuple[int, int]
     memory: MemoryUse = field(default_factory=MemoryUse)
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """The worker takes no more jobs; it ends when the batcher has hung up."""
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """A preparation keeps ticks waiting: they are not lost."""
+
+
+News = Prepared | Leaving | Preparing  # what a batcher is told beside the ends of ticks

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 SERVICE = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
 _POLL_S = 0.05  # between looks at whether the slots are empty
 _JOIN_S = 10.0  # for the tick under way, once asked to stop
+_HANG_UP_S = 2.0  # for a batcher to end its stream once no slot holds a job: what it has sent before is on its way
 
 
 class WorkerServer:
@@ -93,10 +94,17 @@ class WorkerServer:
                 return
         log.info("stopping: %s", self.worker)
         await self._set_health(False)
-        await shutdown.grace(self._drained(), self._drain_s)
+        self.worker.leave()
+        if not await shutdown.grace(self._drained(), self._drain_s):
+            log.warning("jobs are left behind, and start again elsewhere: %s", self.worker)
 
     async def _drained(self) -> None:
-        while not (self.worker.is_idle or self.worker.ended.done()):  # noqa: ASYNC110 - the other side is a thread
+        """Returns when no job is left and the batcher has hung up, or says nothing more."""
+        idle_s = 0.0
+        while not self.worker.ended.done():
+            idle_s = idle_s + _POLL_S if self.worker.is_idle else 0.0
+            if idle_s and (not self.worker.is_driven or idle_s > _HANG_UP_S):
+                return
             await asyncio.sleep(_POLL_S)
 
     async def _set_health(self, is_serving: bool) -> None:

@@ -11,16 +11,28 @@ import grpc
 import grpc.aio
 
 from steploom_common.arena import RegionRef
-from steploom_engine_worker.commands import Admit, Command, Picture, Prepared, Ready, Release, Tick, TickDone
+from steploom_engine_worker.commands import (
+    Admit,
+    Command,
+    Leaving,
+    News,
+    Picture,
+    Prepared,
+    Preparing,
+    Ready,
+    Release,
+    Tick,
+    TickDone,
+)
 from steploom_engine_worker.engine import Costs, MemoryUse, ModelInfo, Stage
 from steploom_engine_worker.schedule import Sampler
-from steploom_engine_worker.worker import Session, SessionTaken, Worker
+from steploom_engine_worker.worker import Session, SessionTaken, Worker, WorkerLeaving
 from steploom_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[worker_pb2.Command, worker_pb2.Report]
-_Reports = asyncio.Queue[TickDone | Prepared | None]  # None: the end
+_Reports = asyncio.Queue[TickDone | News | None]  # None: the end
 
 # How long a command waits before the next try where the worker's queue is full.
 _FULL_WAIT_S = 0.005
@@ -42,10 +54,12 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         reports: _Reports = asyncio.Queue()
         try:
             session = self._worker.open_session(
-                lambda done: _post(loop, reports, done), lambda prepared: _post(loop, reports, prepared)
+                lambda done: _post(loop, reports, done), lambda news: _post(loop, reports, news)
             )
         except SessionTaken as error:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
+        except WorkerLeaving as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         reader = asyncio.create_task(self._read(request_iterator, session))
         reader.add_done_callback(lambda _: reports.put_nowait(None))
         self._tell_end = lambda: _post(loop, reports, None)
@@ -67,7 +81,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the worker could not start: {error}")
         await context.write(report_ready(self._worker.offer))
         while (report := await reports.get()) is not None:
-            await context.write(report_tick(report) if isinstance(report, TickDone) else report_prepared(report))
+            await context.write(report_tick(report) if isinstance(report, TickDone) else report_news(report))
 
     async def _read(self, requests: AsyncIterator[worker_pb2.Command], session: Session) -> None:
         async for message in requests:
@@ -85,7 +99,7 @@ def _nobody() -> None:
     """No stream is open."""
 
 
-def _post(loop: asyncio.AbstractEventLoop, reports: _Reports, report: TickDone | Prepared | None) -> None:
+def _post(loop: asyncio.AbstractEventLoop, reports: _Reports, report: TickDone | News | None) -> None:
     """From a thread of the worker to the loop; nothing where the loop is gone."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(reports.put_nowait, report)
@@ -150,13 +164,17 @@ def report_ready(ready: Ready) -> worker_pb2.Report:
     )
 
 
-def report_prepared(prepared: Prepared) -> worker_pb2.Report:
-    """What costs less from now on."""
-    return worker_pb2.Report(
-        prepared=worker_pb2.Prepared(
-            costs=_costs(prepared.costs), progress=_progress(prepared.progress), memory=_memory(prepared.memory)
-        )
-    )
+def report_news(news: News) -> worker_pb2.Report:
+    """What is told beside the ends of ticks."""
+    match news:
+        case Leaving():
+            return worker_pb2.Report(leaving=worker_pb2.Leaving())
+        case Preparing():
+            return worker_pb2.Report(preparing=worker_pb2.Preparing())
+        case Prepared():
+            costs, progress = _costs(news.costs), _progress(news.progress)
+            prepared = worker_pb2.Prepared(costs=costs, progress=progress, memory=_memory(news.memory))
+            return worker_pb2.Report(prepared=prepared)
 
 
 def _costs(costs: Costs) -> list[worker_pb2.BucketCost]:

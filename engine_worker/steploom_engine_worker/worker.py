@@ -19,6 +19,8 @@ from pathlib import Path
 from steploom_engine_worker.commands import (
     Admit,
     Command,
+    Leaving,
+    News,
     Prepared,
     Ready,
     Release,
@@ -45,7 +47,7 @@ MAX_WAITING = 1024
 class Session:
     """A batcher's hold on the worker. Once closed it gets no more reports, and its commands are dropped."""
 
-    def __init__(self, emit: Callable[[TickDone], None], tell: Callable[[Prepared], None]) -> None:
+    def __init__(self, emit: Callable[[TickDone], None], tell: Callable[[News], None]) -> None:
         self._emit, self._tell = emit, tell
         self._lock = threading.Lock()  # held while a picture is written, so that none is after `close`
         self._is_open = True
@@ -66,11 +68,11 @@ class Session:
             if self._is_open:
                 self._emit(done)
 
-    def announce(self, prepared: Prepared) -> None:
-        """Tells the batcher that ticks cost less from now on."""
+    def announce(self, news: News) -> None:
+        """Tells the batcher what is no end of a tick."""
         with self._lock:
             if self._is_open:
-                self._tell(prepared)
+                self._tell(news)
 
     def write(self, action: Callable[[], list[SlotPicture]]) -> list[SlotPicture]:
         """Runs `action`, which writes to the batcher's arena, unless it is closed."""
@@ -78,12 +80,16 @@ class Session:
             return action() if self._is_open else []
 
 
-def _nobody(_: Prepared) -> None:
+def _nobody(_: News) -> None:
     """Is not told."""
 
 
 class SessionTaken(RuntimeError):
     """Another batcher drives the worker."""
+
+
+class WorkerLeaving(RuntimeError):
+    """The worker is about to end."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ class Worker:
         self._arena_directory = arena_directory
         self._box: Mailbox[_Item] = Mailbox(MAX_WAITING)
         self._session: Session | None = None
+        self._is_leaving = False
         self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="steploom-drive", daemon=True)
         self.ready: Future[Ready] = Future()
@@ -164,9 +171,20 @@ class Worker:
         """Whether no slot holds a job and nothing waits."""
         return not self._ledger.num_used and not len(self._box) and not self._landing
 
+    @property
+    def is_driven(self) -> bool:
+        """Whether a batcher has it."""
+        return self._session is not None
+
     def start(self) -> None:
         """Starts the driving thread."""
         self._thread.start()
+
+    def leave(self) -> None:
+        """Takes no more jobs: tells the batcher so, and no other gets the worker any more."""
+        self._is_leaving = True
+        if self._session is not None:
+            self._session.announce(Leaving())
 
     def stop(self, timeout_s: float) -> bool:
         """Ends the thread after the tick under way; False where it did not end in time."""
@@ -175,12 +193,15 @@ class Worker:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def open_session(self, emit: Callable[[TickDone], None], tell: Callable[[Prepared], None] = _nobody) -> Session:
+    def open_session(self, emit: Callable[[TickDone], None], tell: Callable[[News], None] = _nobody) -> Session:
         """Gives the worker to a batcher; `emit` and `tell` are called on threads of the worker.
 
         Raises:
             SessionTaken: another one has it.
+            WorkerLeaving: nobody gets it any more.
         """
+        if self._is_leaving:
+            raise WorkerLeaving("the worker is about to end")
         if self._session is not None:
             raise SessionTaken("another batcher drives this worker")
         self._session = Session(emit, tell)

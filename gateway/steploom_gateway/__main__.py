@@ -46,14 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config = replace(config, batcher=socket_address(runtime, "batcher"))
         internal = Internal(read_section(options.config, "internal", InternalConfig))
         traces = provider(read_section(options.config, "tracing", TracingConfig), "gateway")
-        asyncio.run(_serve(config, default_directory(runtime), internal, traces))
+        return asyncio.run(_serve(config, default_directory(runtime), internal, traces))
     except (ConfigError, BindError) as error:
         print(f"steploom-gateway: {error}", file=sys.stderr)
         return _USAGE_ERROR
-    return 0
 
 
-async def _serve(config: GatewayConfig, arena_dir: Path, internal: Internal, traces: Provider | None) -> None:
+async def _serve(config: GatewayConfig, arena_dir: Path, internal: Internal, traces: Provider | None) -> int:
     shutdown = Shutdown()
     shutdown.listen()
     gateway = Gateway(config, arena_dir, internal, tracer_of(traces))
@@ -64,6 +63,7 @@ async def _serve(config: GatewayConfig, arena_dir: Path, internal: Internal, tra
     finally:
         await gateway.close()
         await asyncio.to_thread(finish, traces)
+    return shutdown.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -48,7 +48,7 @@ class Rig:
                 self.driver,
                 Backoff(settings.min_backoff_s, settings.max_backoff_s, random.Random(index)),
                 host.dial,
-                settings.tick_timeout_s,
+                settings.overdue,
             )
             for index, host in enumerate(self.hosts)
         ]

@@ -16,6 +16,7 @@ import pytest
 
 from steploom_batcher.fake_worker import fake_ready, flat_costs
 from steploom_batcher.fake_worker_service import FakeWorkerService, serve_fake_worker
+from steploom_common.rpc import EXIT_FORCED
 from steploom_protos.batcher.v1 import batcher_pb2 as pb
 from steploom_protos.batcher.v1 import batcher_pb2_grpc
 from steploom_protos.worker.v1 import worker_pb2
@@ -121,9 +122,10 @@ async def test_a_second_signal_cuts_jobs_short(tmp_path: Path, worker: str) -> N
     before = await said(process, "draining 16 jobs")
     process.send_signal(signal.SIGINT)
     for call in calls:
-        assert await status_of(call) is grpc.StatusCode.CANCELLED
+        assert await status_of(call) is grpc.StatusCode.UNAVAILABLE
+        assert dict(await call.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
     code, stderr = await end_of(process)
-    assert code == 0
+    assert code == EXIT_FORCED
     assert "16 jobs are cut short" in stderr
     assert "Traceback" not in before + stderr
     await channel.close()

@@ -102,6 +102,7 @@ def test_the_start_of_a_tick_comes_over_the_wire() -> None:
         tick_id=4, status=worker_pb2.TICK_STATUS_OK, seconds=0.5, start_unix_s=12.25, idle_s=0.125
     )
     got = report_from_wire(worker_pb2.Report(tick_done=done))
+    assert isinstance(got, TickReport)
     assert got.start_unix_s == 12.25
     assert got.outcome.idle_s == 0.125
 
@@ -113,7 +114,7 @@ def test_a_link_counts_what_its_worker_ran_across_sessions() -> None:
                 await asyncio.sleep(5)
                 assert [event async for event in here.submit(job_id).events()]
                 here.hosts[0].kill()
-            assert not here.links[0]._owed
+            assert not here.links[0].num_owed
             use = here.links[0].use
             denoise = use.stages[Stage.DENOISE]
             assert (denoise.ticks, denoise.rows, denoise.padding) == (6, 18, 0)

@@ -230,11 +230,14 @@ class _Heard:
         self.ups: list[str] = []
         self.downs: list[str] = []
 
-    def worker_up(self, name: str, ready: object, link: object) -> None:
+    def worker_up(self, name: str, ready: object, link: object, home: str = "") -> None:
         self.ups.append(name)
 
     def worker_down(self, name: str, error: str) -> None:
         self.downs.append(name)
+
+    def worker_leaving(self, name: str) -> None:
+        raise NotImplementedError
 
     def report(self, name: str, report: TickReport) -> None:
         raise NotImplementedError
@@ -246,7 +249,7 @@ class _Heard:
 def test_more_commands_than_a_message_holds_keep_their_order() -> None:
     async def scenario() -> None:
         async with rig() as here:
-            host, link = here.hosts[0], here.links[0]
+            host, link = here.hosts[0], here.driver._roster.workers["w0"].link
             sent = [Admit(f"j{slot}", 100 + slot, payload(3)) for slot in range(50)]
             link.send([*sent])
             await asyncio.sleep(0.001)

@@ -13,7 +13,7 @@ from steploom_batcher.messages import Memory, Preparation, Prepared
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.service import _worker_status
 from steploom_batcher.types import Admitted, Cause, Refused, Stage, WorkerProfile
-from steploom_batcher.worker_wire import prepared_from_wire, ready_from_wire
+from steploom_batcher.worker_wire import ready_from_wire, report_from_wire
 from steploom_protos.worker.v1 import worker_pb2
 
 from .driver_rig import rig
@@ -83,7 +83,7 @@ def test_it_comes_over_the_wire() -> None:
     costs = [worker_pb2.BucketCost(stage=worker_pb2.STAGE_DENOISE, bucket=3, seconds=0.25)]
     memory = worker_pb2.Memory(total_bytes=80, free_bytes=20, slots_bytes=3, weights_bytes=4)
     report = worker_pb2.Report(prepared=worker_pb2.Prepared(costs=costs, progress=progress, memory=memory))
-    assert prepared_from_wire(report) == Prepared({Stage.DENOISE: {3: 0.25}}, Preparation(2, 9), Memory(80, 20, 3, 4))
+    assert report_from_wire(report) == Prepared({Stage.DENOISE: {3: 0.25}}, Preparation(2, 9), Memory(80, 20, 3, 4))
     each = [
         worker_pb2.BucketCost(stage=stage, bucket=1, seconds=0.5)
         for stage in (worker_pb2.STAGE_ENCODE, worker_pb2.STAGE_DENOISE, worker_pb2.STAGE_DECODE)

@@ -279,9 +279,30 @@ async def test_drains_before_it_ends(tmp_path: Path) -> None:
         this.shutdown.signal()
         while await this.health() != health_pb2.HealthCheckResponse.NOT_SERVING:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+        assert (await call.read()).HasField("leaving")
         done = await send(call, tick(2, DENOISE, [0], (0,)), tick(3, DECODE, [0]))
         assert [item.status for item in done] == [OK, OK]
         await call.write(worker_pb2.Command(release=worker_pb2.Release(slot=0)))
+        assert await asyncio.wait_for(this.task, PATIENCE_S) is True
+
+
+async def test_it_stays_until_the_batcher_hangs_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a batcher has sent before it hears is drawn, though no slot held a job when the signal came."""
+    monkeypatch.setattr("steploom_engine_worker.server._HANG_UP_S", 10 * PATIENCE_S)
+    async with running(tmp_path) as this:
+        call = this.drive()
+        await call.read()
+        this.shutdown.signal()
+        assert (await call.read()).HasField("leaving")
+        ticks = tick(1, ENCODE, [0]), tick(2, DENOISE, [0], (0,)), tick(3, DECODE, [0])
+        assert [item.status for item in await send(call, admit(0, steps=1), *ticks)] == [OK, OK, OK]
+        await call.write(worker_pb2.Command(release=worker_pb2.Release(slot=0)))
+        await this.wait_free()
+        late = this.drive()
+        with pytest.raises(grpc.aio.AioRpcError, match="the worker is about to end"):
+            await late.read()
+        assert not this.task.done()
+        await call.done_writing()
         assert await asyncio.wait_for(this.task, PATIENCE_S) is True
 
 

@@ -1,0 +1,186 @@
+"""Workers that leave, in virtual time: no job begins there any more, none is lost, a successor serves beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from scheduler_model import COSTS, KEY, spec
+
+from steploom_batcher import virtual_time
+from steploom_batcher.config import SchedulerConfig
+from steploom_batcher.fake_worker import fake_model, fake_ready
+from steploom_batcher.messages import Admit, Preparing
+from steploom_batcher.scheduler import Scheduler
+from steploom_batcher.types import Admitted, Stage, WorkerProfile
+from steploom_common.errors import Unavailable
+
+from .driver_rig import COSTS as RIG_COSTS
+from .driver_rig import check_order, config, result_of, rig
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+
+
+def admitted(history: Sequence[object]) -> list[str]:
+    return [command.job_id for command in history if isinstance(command, Admit)]
+
+
+@pytest.mark.parametrize("policy", ["step", "request"])
+def test_jobs_in_progress_end_where_they_are_and_new_ones_begin_with_the_successor(policy: str) -> None:
+    async def scenario() -> None:
+        async with rig(config(policy=policy)) as here:
+            (host,), (link,) = here.hosts, here.links
+            old = [here.submit(f"old{number}", 30) for number in range(6)]
+            await asyncio.sleep(0.1)
+            known = set(admitted(here.worker.history))
+            assert known
+            leaving = host.leave()
+            new = [here.submit(f"new{number}", 5) for number in range(6)]
+            await asyncio.gather(*(result_of(feed) for feed in (*old, *new)))
+            successor = here.worker
+            assert successor is not leaving
+            assert set(admitted(leaving.history)) == known
+            assert (
+                set(admitted(successor.history))
+                == {f"{which}{n}" for which in ("old", "new") for n in range(6)} - known
+            )
+            for worker in (leaving, successor):
+                check_order(worker.history)
+            await asyncio.sleep(0.1)
+            assert leaving._is_dead  # it was hung up on
+            assert (link.is_up, link.last_error, len(host.dialled_at)) == (True, "", 2)
+            assert list(here.scheduler.statistics().workers) == ["w0+1"] == [link.name]
+            await here.assert_nothing_left()
+
+    virtual_time.run(scenario())
+
+
+def test_a_worker_is_replaced_again_and_again() -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            for turn in range(5):
+                feeds = [here.submit(f"{turn}-{number}", 30) for number in range(4)]
+                await asyncio.sleep(0.05)
+                here.hosts[0].leave()
+                await asyncio.gather(*(result_of(feed) for feed in feeds))
+                await asyncio.sleep(0.1)
+            assert len(here.driver.models) == 1
+            assert len(here.scheduler.statistics().workers) == 1
+            await here.assert_nothing_left()
+
+    virtual_time.run(scenario())
+
+
+def test_without_a_successor_what_has_not_begun_waits_for_one() -> None:
+    async def scenario() -> None:
+        async with rig(config(worker_grace_s=30.0)) as here:
+            (host,), (link,) = here.hosts, here.links
+            old = here.submit("old", 30)
+            await asyncio.sleep(0.05)
+            host.is_listening = False
+            leaving = host.leave()
+            await asyncio.sleep(0.01)
+            waiting = here.submit("waiting")
+            await result_of(old)
+            await asyncio.sleep(5.0)
+            assert leaving._is_dead
+            assert not link.is_up
+            late = here.submit("late")  # it is expected back
+            host.is_listening = True
+            await asyncio.gather(result_of(waiting), result_of(late))
+            assert admitted(leaving.history) == ["old"]
+            assert link.name == "w0"
+            await here.assert_nothing_left()
+
+    virtual_time.run(scenario())
+
+
+def test_a_successor_with_another_model_ends_the_wait_of_those_that_only_the_old_could_draw() -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            host = here.hosts[0]
+            running = [here.submit(f"j{number}", 30, deadline_s=1e6) for number in range(24)]
+            await asyncio.sleep(0.05)
+            host.ready = fake_ready(RIG_COSTS, 8, fake_model("another", 8, 8))
+            begun = set(admitted(host.leave().history))
+            await asyncio.sleep(0.1)
+            assert [model.name for model in here.driver.models.values()] == ["another", "fake"]
+            results = await asyncio.gather(*(result_of(feed) for feed in running), return_exceptions=True)
+            ended = {f"j{number}" for number, result in enumerate(results) if not isinstance(result, Exception)}
+            assert ended == begun
+            assert {type(result) for result in results if isinstance(result, Exception)} == {Unavailable}
+            assert [model.name for model in here.driver.models.values()] == ["another"]
+            await here.assert_nothing_left()
+
+    virtual_time.run(scenario())
+
+
+def test_a_worker_that_dies_while_it_leaves_loses_nothing() -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            feeds = [here.submit(f"j{number}", 30) for number in range(4)]
+            await asyncio.sleep(0.05)
+            reports = here.hosts[0]._reports
+            here.hosts[0].leave()
+            await asyncio.sleep(0.02)
+            reports.put_nowait(None)
+            await asyncio.gather(*(result_of(feed) for feed in feeds))
+            await here.assert_nothing_left()
+
+    virtual_time.run(scenario())
+
+
+def test_two_workers_share_what_a_third_leaves() -> None:
+    scheduler = Scheduler(SchedulerConfig(max_queue_delay_s=0.0))
+    for name in ("w0", "w1"):
+        scheduler.worker_up(WorkerProfile(name, KEY, 2, COSTS), 0.0)
+    for number in range(4):
+        assert isinstance(scheduler.submit(spec(f"j{number}", deadline=60.0), 0.0), Admitted)
+    ticks = {tick.worker_id: tick for tick in scheduler.next_ticks(0.0)}
+    scheduler.worker_leaving("w0")
+    assert scheduler.statistics().workers["w0"].slots_used == len(ticks["w0"].entries)
+    assert isinstance(scheduler.submit(spec("late", deadline=60.0), 0.0), Admitted)
+    begun = {entry.job_id for entry in ticks["w0"].entries}
+    later = [tick for tick in scheduler.next_ticks(0.1) if tick.worker_id == "w0" and tick.stage is Stage.ENCODE]
+    assert not [entry for tick in later for entry in tick.entries if entry.job_id not in begun]
+
+
+def test_a_preparation_is_a_sign_of_life() -> None:
+    async def scenario() -> None:
+        async with rig(config(tick_timeout_s=60.0)) as here:
+            feed = here.submit("a", 10, deadline_s=6000)
+            await asyncio.sleep(0.02)
+            here.worker.hang()
+            for _ in range(20):
+                await asyncio.sleep(30)
+                here.hosts[0].announce(Preparing())
+            assert len(here.hosts[0].dialled_at) == 1
+            await result_of(feed)  # no more signs of life
+            assert len(here.hosts[0].dialled_at) == 2
+
+    virtual_time.run(scenario())
+
+
+def test_a_tick_that_is_predicted_to_take_long_is_waited_for() -> None:
+    async def scenario() -> None:
+        async with rig(config(tick_timeout_s=1.0, tick_timeout_factor=50.0)) as here:
+            slow = {**RIG_COSTS, Stage.ENCODE: dict.fromkeys((1, 2, 4, 8), 2.0)}
+            here.hosts[0].ready = replace(here.hosts[0].ready, costs=slow)
+            here.hosts[0].kill()
+            await asyncio.sleep(1)
+            feed = here.submit("a", 10, deadline_s=6000)
+            await asyncio.sleep(0.02)
+            here.worker.hang()
+            await asyncio.sleep(95)
+            assert len(here.hosts[0].dialled_at) == 2
+            await asyncio.sleep(10)
+            assert len(here.hosts[0].dialled_at) == 3
+            await result_of(feed)
+
+    virtual_time.run(scenario())
