@@ -13,6 +13,7 @@ from steploom_loadtest.traces import Arrival
 
 OK = "OK"
 CANCELLED = "CANCELLED"
+INTERRUPTED = "INTERRUPTED"  # it was open when the run was ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Record:
     ticks: int = 0
     lag_s: float = 0.0  # that the generator sent it late; part of the latency
     cause: str = ""  # why there is no picture, in a word or two; empty: the status says it
+    message: str = ""  # what the service said with its refusal
     request_id: str = ""  # by which ticks name it; empty: not known
 
     @property

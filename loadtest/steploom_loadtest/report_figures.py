@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from steploom_loadtest.report import CANCELLED, OK, Record, percentile
+from steploom_loadtest.report import CANCELLED, INTERRUPTED, OK, Record, percentile
 from steploom_loadtest.report_model import RanTick, Report, Work
 
 SHARES = {"p50": 0.50, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
-INTERRUPTED = "INTERRUPTED"  # status of a request that was open when the run was ended
 HOLDS_SHARE = 0.99  # of a tier's requests must be in time
 
 

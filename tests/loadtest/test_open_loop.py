@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from steploom_batcher.virtual_time import run
 from steploom_loadtest import open_loop
-from steploom_loadtest.open_loop import run_closed_loop, run_open_loop
-from steploom_loadtest.report import summarize
+from steploom_loadtest.open_loop import Payload, run_closed_loop, run_open_loop
+from steploom_loadtest.report import Record, summarize
+from steploom_loadtest.target import Target
 from steploom_loadtest.traces import FREE_AND_PRO, Arrival, poisson
 from steploom_protos.v1 import image_pb2 as pb
 
@@ -24,7 +28,9 @@ class SlowService:
         self.answer_s = answer_s
         self.sent: list[tuple[float, pb.EditRequest, float]] = []  # when, what, and the seconds it may take
 
-    def Edit(self, request: pb.EditRequest, timeout: float) -> asyncio.Task[pb.EditResponse]:  # noqa: N802
+    def Edit(  # noqa: N802
+        self, request: pb.EditRequest, timeout: float, metadata: tuple[tuple[str, str], ...]
+    ) -> asyncio.Task[pb.EditResponse]:
         self.sent.append((asyncio.get_running_loop().time(), request, timeout))
         return asyncio.create_task(asyncio.sleep(self.answer_s, pb.EditResponse()))
 
@@ -40,10 +46,10 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
         service = SlowService(answer_s)
 
         @asynccontextmanager
-        async def stubs(address: str, count: int) -> AsyncIterator[Iterator[SlowService]]:
+        async def stubs(target: Target, count: int) -> AsyncIterator[Iterator[SlowService]]:
             yield itertools.repeat(service)
 
-        monkeypatch.setattr(open_loop, "_stubs", stubs)
+        monkeypatch.setattr(open_loop, "connected", stubs)
         return service
 
     return begin
@@ -85,3 +91,52 @@ def test_closed_loop_keeps_so_many_open_and_lets_them_end(serve: Serve) -> None:
     assert [request.steps for _, request, _ in service.sent] == [3, 4] * 8
     assert sorted(record.arrival.at for record in records) == moments
     assert max(record.ended_at for record in records) == pytest.approx(1.2)
+
+
+def test_what_is_stopped_ends_at_once_and_tells_what_became_of_all_that_was_sent(serve: Serve) -> None:
+    service = serve(1.5)
+    trace = [Arrival(float(at), "free", 3, 3, 20.0, cancel_after_s=9.0 if at == 2 else None) for at in range(10)]
+
+    async def stopped() -> list[Record]:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().call_later(3.25, stop.set)
+        return await run_open_loop("", trace, stop=stop)
+
+    records = run(stopped())
+    assert [(record.status, record.ended_at) for record in records] == [
+        ("OK", 1.5),
+        ("OK", 2.5),
+        ("INTERRUPTED", 3.25),
+        ("INTERRUPTED", 3.25),
+    ]
+    assert len(service.sent) == 4
+
+
+def test_a_stop_at_the_very_moment_of_a_request_loses_no_record(serve: Serve) -> None:
+    serve(1.0)
+
+    async def stopped() -> list[Record]:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().call_later(1.0, stop.set)
+        return await run_open_loop("", [Arrival(1.0, "free", 3, 3, 20.0)] * 3, stop=stop)
+
+    assert {record.status for record in run(stopped())} <= {"INTERRUPTED"}
+
+
+def test_a_failed_service_ends_the_run_with_its_error(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = serve(1.0)
+    no_answer = lambda *_, **__: asyncio.create_task(asyncio.sleep(0.0, 3))  # noqa: E731
+    monkeypatch.setattr(service, "Edit", no_answer)
+    with pytest.raises(AttributeError):
+        run(run_open_loop("", [Arrival(0.0, "free", 3, 3, 20.0)]))
+
+
+def test_requests_carry_what_the_arrival_and_the_payload_say() -> None:
+    arrival = Arrival(0.0, "free", 4, 1, 20.0, adapter="none", side=64)
+    request = Payload(model="avatar").request(arrival, 7)
+    assert (request.tier, request.steps, request.seed, request.model) == ("free", 4, 7, "avatar")
+    assert (request.guidance_scale, request.image_guidance_scale) == (1.0, 1.0)
+    with Image.open(io.BytesIO(request.image.encoded)) as picture:
+        assert picture.size == (64, 64)
+    by_tier = Payload().request(replace(arrival, adapter=""), 7)
+    assert not by_tier.HasField("guidance_scale")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from steploom_loadtest.report import CANCELLED, OK, Record
-from steploom_loadtest.report_figures import INTERRUPTED, busy_share, figures, summary
+from steploom_loadtest.report import CANCELLED, INTERRUPTED, OK, Record
+from steploom_loadtest.report_figures import busy_share, figures, summary
 from steploom_loadtest.report_model import (
     LIVE,
     Limit,

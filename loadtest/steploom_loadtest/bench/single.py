@@ -13,7 +13,7 @@ from rich.table import Table
 from steploom_common.adapter import NONE
 from steploom_loadtest.bench.outcome import Bar, Options, Outcome
 from steploom_loadtest.bench.settings import model_tables
-from steploom_loadtest.open_loop import default_payload
+from steploom_loadtest.open_loop import Payload
 from steploom_loadtest.stack import running
 from steploom_loadtest.traces import FREE_AND_PRO, STUDENT_AND_PRO, RequestClass, patient
 from steploom_protos.v1 import image_pb2 as pb
@@ -57,7 +57,7 @@ def _bars(options: Options, figures: Mapping[str, Mapping[str, float]]) -> list[
 
 
 async def _one_by_one(address: str, kind: RequestClass) -> list[Sample]:
-    payload, arrival = default_payload(), patient(kind)
+    payload, arrival = Payload(), patient(kind)
     clock = asyncio.get_running_loop().time
     samples = []
     async with grpc.aio.insecure_channel(address) as channel:
