@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steploom_batcher.config import BatcherConfig
+from steploom_batcher.plain.config import PlainConfig
 from steploom_batcher.server import BatcherServer
 from steploom_common.internal import Internal
 from steploom_common.rpc import BindError, Shutdown
@@ -27,11 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = read_section(options.config, "batcher", BatcherConfig)
         workers = options.worker or config.workers
-        if not workers:
-            parser.error("no worker: give --worker ADDR, or batcher.workers in the configuration")
+        plain = read_section(options.config, "plain", PlainConfig)
+        hosts = options.host or plain.hosts
+        if not (workers or hosts):
+            parser.error("no worker: give --worker ADDR or --host ADDR, or batcher.workers or plain.hosts")
         internal = Internal(read_section(options.config, "internal", InternalConfig))
         traces = provider(read_section(options.config, "tracing", TracingConfig), "batcher")
-        return asyncio.run(_serve(config, options.listen, workers, internal, traces))
+        return asyncio.run(_serve(config, options.listen, workers, internal, traces, plain, hosts))
     except (ConfigError, BindError) as error:
         print(f"steploom_batcher: {error}", file=sys.stderr)
         return 2
@@ -42,16 +45,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="steploom.toml; without it, defaults")
     parser.add_argument("--listen", required=True, metavar="ADDR", help="host:port or unix:/path to serve on")
     parser.add_argument("--worker", action="append", metavar="ADDR", help="an engine worker's address; repeatable")
+    parser.add_argument("--host", action="append", metavar="ADDR", help="a host of plain models; repeatable")
     return parser
 
 
 async def _serve(
-    config: BatcherConfig, listen: str, workers: Sequence[str], internal: Internal, traces: Provider | None
+    config: BatcherConfig,
+    listen: str,
+    workers: Sequence[str],
+    internal: Internal,
+    traces: Provider | None,
+    plain: PlainConfig,
+    hosts: Sequence[str],
 ) -> int:
     shutdown = Shutdown()
     shutdown.listen()
     try:
-        await BatcherServer(config, listen, workers, internal, tracer_of(traces)).run(shutdown)
+        server = BatcherServer(config, listen, workers, internal, tracer_of(traces), plain, hosts)
+        await server.run(shutdown)
     finally:
         await asyncio.to_thread(finish, traces)
     return shutdown.exit_code

@@ -18,6 +18,8 @@ from steploom_batcher.config import BatcherConfig
 from steploom_batcher.driver import Driver
 from steploom_batcher.messages import TickReport
 from steploom_batcher.metrics import BatcherMetrics
+from steploom_batcher.plain.config import PlainConfig
+from steploom_batcher.plain.side import PlainSide
 from steploom_batcher.recent_ticks import RecentTicks
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.service import BatcherService
@@ -32,6 +34,7 @@ from steploom_protos.batcher.v1 import batcher_pb2_grpc
 log = logging.getLogger(__name__)
 
 SERVICE_NAME = "steploom.batcher.v1.Batcher"
+_NO_PLAIN = PlainConfig()
 _LAST_WORDS_S = 1.0  # for ticks in flight, and for answers that are on their way, when everything has ended
 
 
@@ -44,6 +47,8 @@ class BatcherServer:
         workers: addresses to dial.
         internal: how workers are reached, and others reach us.
         tracer: of the spans of jobs.
+        plain: the `[plain]` table.
+        hosts: addresses of model hosts to dial.
 
     Raises:
         ConfigError: a worker would be reached in the clear over a network.
@@ -56,6 +61,8 @@ class BatcherServer:
         workers: Sequence[str],
         internal: Internal = PLAIN,
         tracer: Tracer = NO_TRACER,
+        plain: PlainConfig = _NO_PLAIN,
+        hosts: Sequence[str] = (),
     ) -> None:
         for address in workers:
             internal.credentials(address)
@@ -73,6 +80,8 @@ class BatcherServer:
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=INTERNAL_OPTIONS)
         service = BatcherService(config, self.driver, self.links, self.metrics, self._traces, self._recent)
         batcher_pb2_grpc.add_BatcherServicer_to_server(service, self._server)
+        self.plain = PlainSide(plain, hosts, internal, has_workers=bool(workers))
+        self.plain.add_to(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     def _link(self, address: str, dial: Dial) -> WorkerLink:
@@ -96,6 +105,7 @@ class BatcherServer:
         await self._server.start()
         for link in self.links:
             link.start()
+        self.plain.start()
         log.info("listening on %s", self._listen)
 
     async def run(self, shutdown: Shutdown) -> None:
@@ -105,8 +115,10 @@ class BatcherServer:
             await shutdown.requested.wait()
             log.info("draining %d jobs", self.driver.num_jobs)
             self.driver.drain()
-            if not await shutdown.grace(self.driver.idle(), self._config.drain_s):
-                log.warning("%d jobs are cut short", self.driver.num_jobs)
+            self.plain.drain()
+            all_idle = asyncio.gather(self.driver.idle(), self.plain.driver.idle())
+            if not await shutdown.grace(all_idle, self._config.drain_s):
+                log.warning("%d jobs are cut short", self.driver.num_jobs + self.plain.driver.num_requests)
         finally:
             await self.stop()
 
@@ -116,7 +128,7 @@ class BatcherServer:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.driver.idle(), _LAST_WORDS_S)
         self.driver.close()
-        await asyncio.gather(*(link.close() for link in self.links))
+        await asyncio.gather(*(link.close() for link in self.links), self.plain.stop())
         await self._health.enter_graceful_shutdown()
         await self._server.stop(_LAST_WORDS_S)
         await asyncio.gather(*self._health_tasks)

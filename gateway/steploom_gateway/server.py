@@ -27,6 +27,8 @@ from steploom_gateway.metrics import Metrics, MetricsServer
 from steploom_gateway.oip import service as oip
 from steploom_gateway.oip.metrics import TritonMetrics
 from steploom_gateway.oip.regions import Regions
+from steploom_gateway.plain.client import PlainClient
+from steploom_gateway.plain.inference import PlainInference
 from steploom_gateway.pool import CodecPool
 from steploom_gateway.service import ImageService
 from steploom_gateway.submission import Submissions
@@ -69,7 +71,12 @@ class Gateway:
         tools = Tools(self.codec, self._submissions, config.preview_side)
         self.service = ImageService(config, self.batcher, tools, self.metrics, tracer)
         regions = Regions(config.shared_memory_regions)
-        self.inference = oip.InferenceService(config, self.batcher, self.service, self.metrics.tally, regions)
+        self._changes: set[asyncio.Task[None]] = set()
+        self.plain_client = PlainClient(config.batcher, internal, self._plain_changed)
+        self.plain = PlainInference(config, self.plain_client, regions)
+        self.inference = oip.InferenceService(
+            config, self.batcher, self.service, self.metrics.tally, regions, self.plain
+        )
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor(), self.gate], options=_server_options(config))
         self._metrics_server: MetricsServer | None = None
         self.port = 0  # once started
@@ -116,10 +123,12 @@ class Gateway:
         """Refuses new edits and lets the open ones end, within the grace; cancels those that are left."""
         await self._health.enter_graceful_shutdown()
         self.service.drain()
-        log.info("draining: %d open", self.service.num_open)
-        if await shutdown.grace(self.service.wait_idle(), self._config.drain_s):
+        self.plain.drain()
+        log.info("draining: %d open", self.service.num_open + self.plain.num_open)
+        all_idle = asyncio.gather(self.service.wait_idle(), self.plain.wait_idle())
+        if await shutdown.grace(all_idle, self._config.drain_s):
             return
-        log.warning("%d edits are cut off", self.service.num_open)
+        log.warning("%d requests are cut off", self.service.num_open + self.plain.num_open)
         self._submissions.end()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.service.wait_idle(), _LAST_WORDS_S)
@@ -129,12 +138,20 @@ class Gateway:
         await self._server.stop(_LAST_WORDS_S)
         self.service.retries.close()
         await self.loans.close()
+        await self.plain_client.close()
+        await asyncio.gather(*self._changes)
         await self.batcher.close()
         await asyncio.to_thread(self.codec.close)
         if self._metrics_server:
             await asyncio.to_thread(self._metrics_server.close)
 
+    def _plain_changed(self) -> None:
+        task = asyncio.create_task(self._set_serving(self.batcher.is_serving))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+
     async def _set_serving(self, is_serving: bool) -> None:
+        is_serving = is_serving or (self.plain.is_alone and self.plain.is_ready)
         status = health_pb2.HealthCheckResponse
         for name in ("", SERVICE_NAME, oip.SERVICE_NAME):
             await self._health.set(name, status.SERVING if is_serving else status.NOT_SERVING)

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc.aio
 
-from steploom_common.errors import InvalidRequest, SteploomError, Unavailable, Unsupported
+from steploom_common.errors import InvalidRequest, NotFound, SteploomError, Unavailable, Unsupported
 from steploom_gateway.batcher_client import BatcherClient
 from steploom_gateway.caller import current_caller
 from steploom_gateway.catalogue import Catalogue
@@ -28,6 +28,7 @@ from steploom_gateway.oip.regions import Regions
 from steploom_gateway.oip.repository import Repository
 from steploom_gateway.oip.statistics import statistics
 from steploom_gateway.oip.stream import interleaved
+from steploom_gateway.plain.inference import PlainInference
 from steploom_gateway.service import Asked, ImageService, retry_id_of
 from steploom_gateway.tally import Tally
 from steploom_protos.inference import grpc_service_pb2 as pb
@@ -51,21 +52,34 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     images: through which edits run.
     tally: of what has been served.
     regions: shared memory that clients register.
+    plain: models beside the pipeline; a name that is one of theirs is never the pipeline's.
     """
 
     def __init__(
-        self, config: GatewayConfig, batcher: BatcherClient, images: ImageService, tally: Tally, regions: Regions
+        self,
+        config: GatewayConfig,
+        batcher: BatcherClient,
+        images: ImageService,
+        tally: Tally,
+        regions: Regions,
+        plain: PlainInference,
     ) -> None:
         self._config = config
         self._batcher = batcher
         self._images = images
         self._tally = tally
         self._regions = regions
-        keepers = (Pipeline(batcher, images),)
+        self._plain = plain
+        keepers = (Pipeline(batcher, images), plain)
         self._repository = Repository(keepers, config.remote_model_control)
 
     def __repr__(self) -> str:
-        return f"InferenceService({self._images!r}, {self._regions!r})"
+        return f"InferenceService({self._images!r}, {self._plain!r}, {self._regions!r})"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request that comes now is likely to be taken: an edit, where there are engine workers."""
+        return self._images.is_ready or (self._plain.is_alone and self._plain.is_ready)
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         """An answer is a sign of life."""
@@ -73,10 +87,12 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
         """As the health check says."""
-        return pb.ServerReadyResponse(ready=self._images.is_ready)
+        return pb.ServerReadyResponse(ready=self.is_ready)
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         """The server is ready, and the model exists."""
+        if self._plain.has(request.name):
+            return pb.ModelReadyResponse(ready=self._plain.is_model_ready(request.name, request.version))
         catalogue = self._batcher.catalogue
         is_known = catalogue is not None and request.name in names(catalogue.model)
         return pb.ModelReadyResponse(ready=is_known and request.version in ("", VERSION) and self._images.is_ready)
@@ -89,25 +105,37 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        """The pipeline's tensors, or a step's."""
-        catalogue = self._catalogue()
+        """The pipeline's tensors, or a step's, or a plain model's."""
+        if self._plain.has(request.name):
+            return self._plain.metadata(request.name, request.version)
+        catalogue = self._catalogue(request.name)
         return models.metadata(catalogue.model, check_model(catalogue, request.name, request.version))
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
-        """The pipeline as an ensemble, or one of its steps."""
-        catalogue = self._catalogue()
+        """The pipeline as an ensemble, or one of its steps, or a plain model."""
+        if self._plain.has(request.name):
+            return pb.ModelConfigResponse(config=self._plain.config(request.name, request.version))
+        catalogue = self._catalogue(request.name)
         stage = check_model(catalogue, request.name, request.version)
         return pb.ModelConfigResponse(config=models.config(catalogue, stage))
 
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
-        """Of one model, or of the pipeline and its steps."""
+        """Of one model, or of the pipeline and its steps and all plain models."""
+        if self._plain.has(request.name):
+            return pb.ModelStatisticsResponse(model_stats=await self._plain.statistics(request.name, request.version))
+        plain = await self._plain.statistics("", "") if not request.name and self._plain.is_ready else []
+        if not request.name and self._plain.is_alone:
+            return pb.ModelStatisticsResponse(model_stats=plain)
         await self._batcher.latest()
-        catalogue = self._catalogue()
+        catalogue = self._catalogue(request.name)
         stages = [check_model(catalogue, request.name, request.version)] if request.name else ["", *STAGES]
-        return pb.ModelStatisticsResponse(model_stats=[statistics(catalogue, self._tally, stage) for stage in stages])
+        pipeline = [statistics(catalogue, self._tally, stage) for stage in stages]
+        return pb.ModelStatisticsResponse(model_stats=[*pipeline, *plain])
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        """One picture, without progress."""
+        """One picture, without progress; or what a plain model makes of its tensors."""
+        if self._plain.has(request.model_name):
+            return await self._plain.infer(request, context)
         last = pb.ModelInferResponse()
         async with aclosing(self._answers(request, context, is_stream=False)) as answers:
             async for answer, _ in answers:
@@ -190,8 +218,8 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def TraceSetting(self, request: pb.TraceSettingRequest, context: Context) -> pb.TraceSettingResponse:
         """Off, and cannot be turned on here."""
-        if request.model_name:
-            check_model(self._catalogue(), request.model_name, "")
+        if request.model_name and not self._plain.has(request.model_name):
+            check_model(self._catalogue(request.model_name), request.model_name, "")
         for name, setting in request.settings.items():
             if name != "trace_level" or list(setting.value) not in ([], ["OFF"]):
                 raise Unsupported("this protocol's traces do not exist here; trace_level is OFF")
@@ -211,6 +239,9 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         model_name, request_id = request.model_name, request.id
         try:
             with current_caller().place():
+                if self._plain.has(model_name):
+                    yield streamed(await self._plain.infer(request, context), True)
+                    return
                 async with aclosing(self._answers(request, context, is_stream=True)) as answers:
                     async for answer, is_final in answers:
                         yield streamed(answer, is_final)
@@ -225,6 +256,8 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context, is_stream: bool
     ) -> AsyncGenerator[tuple[pb.ModelInferResponse, bool]]:
         """The answers to one request, and whether each is the last."""
+        if self._plain.is_alone:
+            raise NotFound("model", request.model_name[:100], self._plain.names)
         order = _Order(self._config, self._regions, request)
         method = "ModelStreamInfer" if is_stream else "ModelInfer"
         try:
@@ -238,8 +271,10 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         except InvalidRequest as error:
             raise renamed(error) from None
 
-    def _catalogue(self) -> Catalogue:
+    def _catalogue(self, name: str = "") -> Catalogue:
         if self._batcher.catalogue is None:
+            if name and self._plain.is_alone:
+                raise NotFound("model", name[:100], self._plain.names)
             raise Unavailable("no worker has been up yet")
         return self._batcher.catalogue
 
