@@ -172,16 +172,16 @@ class RowGates:
 class _GatedModule(nn.Module):
     """A linear map or convolution with the changes of all adapters."""
 
-    def __init__(self, base: nn.Module, low_ranks: Sequence[LowRank | None], gates: RowGates) -> None:
+    def __init__(self, base: nn.Module, gates: RowGates) -> None:
         super().__init__()
         self.base = base
-        self.low_ranks = list(low_ranks)  # by adapter; a plain list: the adapters own them
+        self.low_ranks: dict[int, LowRank] = {}  # by adapter; a plain dict: the adapters own them
         self.gates = gates
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.base(x)
         for number, rows in self.gates.segments:
-            low_rank = self.low_ranks[number]
+            low_rank = self.low_ranks.get(number)
             if low_rank is not None:
                 result = _add_rows(result, rows, low_rank(x[rows]))
         return result
@@ -190,16 +190,16 @@ class _GatedModule(nn.Module):
 class _GuidedTimeEmbedding(nn.Module):
     """The timestep's embedding, to which each adapter adds that of the guidance scales."""
 
-    def __init__(self, base: nn.Module, embeddings: Sequence[GuidanceEmbedding | None], gates: RowGates) -> None:
+    def __init__(self, base: nn.Module, embeddings: Mapping[int, GuidanceEmbedding], gates: RowGates) -> None:
         super().__init__()
         self.base = base
-        self.embeddings = list(embeddings)
+        self.embeddings = embeddings  # by adapter: those of the whole network
         self.gates = gates
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         result: Tensor = self.base(sample, condition)
         for number, rows in self.gates.segments:
-            embedding = self.embeddings[number]
+            embedding = self.embeddings.get(number)
             if embedding is not None:
                 assert self.gates.scales is not None
                 result = _add_rows(result, rows, embedding(self.gates.scales[rows]))
@@ -223,7 +223,7 @@ class AdaptedUNet(nn.Module):
 
     Args:
         unet: a diffusers UNet2DConditionModel.
-        adapters: for it, made or loaded.
+        adapters: for it, made or loaded; a row's number counts in this order.
         is_merged: whether rows of one adapter run on maps with its changes merged in, where a pass has no others, or on
             a CPU enough of each kind. They take the memory of the adapted maps again for each adapter, and what the
             adapters hold later is not seen.
@@ -232,24 +232,53 @@ class AdaptedUNet(nn.Module):
     def __init__(self, unet: nn.Module, adapters: Sequence[Adapter], is_merged: bool = False) -> None:
         super().__init__()
         self.gates = RowGates()
-        self.adapters = nn.ModuleList(adapters)
+        self.adapters = nn.ModuleDict()  # by number, as all that follows
+        self.merged = nn.ModuleDict()
+        self._embeddings: dict[int, GuidanceEmbedding] = {}
+        self._gated: dict[str, _GatedModule] = {}  # by the name of the map
         self.unet = with_shared_weights(unet)
-        changes = [adapter.changes for adapter in adapters]
-        for name, module in list(linear_maps(self.unet)):
-            low_ranks = [by_name.get(name) for by_name in changes]
-            if any(low_ranks):
-                _replace(self.unet, name, _GatedModule(module, low_ranks, self.gates))
-        self._guide(self.unet)
-        merged = adapters if is_merged else []
-        self.merged = nn.ModuleList([self._guide(merged_unet(unet, adapter)) for adapter in merged])
+        # where each map lies, by its name as long as nothing is around it
+        self._places = {name: (_parent(self.unet, name), module) for name, module in linear_maps(self.unet)}
+        for number, adapter in enumerate(adapters):
+            self.put(number, adapter, merged_unet(unet, adapter) if is_merged else None)
 
-    def _guide(self, unet: nn.Module) -> nn.Module:
+    def put(self, number: int, adapter: Adapter, merged: nn.Module | None) -> None:
+        """Takes one more adapter, under a number that no other has; between forward passes. Quick: nothing is computed.
+
+        Args:
+            number: by which gates name it.
+            adapter: for the same UNet, on its device.
+            merged: what `merged_unet` makes of both, where the others have theirs.
+        """
+        for name, change in adapter.changes.items():
+            if name not in self._gated:
+                parent, module = self._places[name]
+                self._gated[name] = _GatedModule(module, self.gates)
+                setattr(parent, name.rpartition(".")[2], self._gated[name])
+            self._gated[name].low_ranks[number] = change
+        if adapter.guidance is not None:
+            self._embeddings[number] = adapter.guidance
+            self._guide(self.unet)
+        self.adapters[str(number)] = adapter
+        if merged is not None:
+            self.merged[str(number)] = merged
+            if adapter.guidance is not None:
+                self._guide(merged)
+
+    def drop(self, number: int) -> None:
+        """Forgets an adapter, which no gate names any more; between forward passes."""
+        for module in self._gated.values():
+            module.low_ranks.pop(number, None)
+        self._embeddings.pop(number, None)
+        del self.adapters[str(number)]
+        if str(number) in self.merged:
+            del self.merged[str(number)]
+
+    def _guide(self, unet: nn.Module) -> None:
         """Lets the guidance scales into a UNet."""
-        embeddings = [cast(Adapter, adapter).guidance for adapter in self.adapters]
-        if any(embeddings):
-            inner = cast(Any, unet)
-            inner.time_embedding = _GuidedTimeEmbedding(inner.time_embedding, embeddings, self.gates)
-        return unet
+        inner = cast(Any, unet)
+        if not isinstance(inner.time_embedding, _GuidedTimeEmbedding):
+            inner.time_embedding = _GuidedTimeEmbedding(inner.time_embedding, self._embeddings, self.gates)
 
     def forward(self, sample: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """The prediction of each row under the gates that are set.
@@ -267,7 +296,7 @@ class AdaptedUNet(nn.Module):
             return self._apart(kinds, sample, timesteps, context)
         unet = self.unet
         if len(kinds) == 1 and kinds[0][0] is not None:
-            unet = self.merged[kinds[0][0]]
+            unet = self.merged[str(kinds[0][0])]
         prediction: Tensor = unet(sample, timesteps, encoder_hidden_states=context, return_dict=False)[0]
         return prediction
 
@@ -317,8 +346,11 @@ def linear_maps(unet: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
 
 
 def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(root.get_submodule(parent), last, module)
+    setattr(_parent(root, name), name.rpartition(".")[2], module)
+
+
+def _parent(root: nn.Module, name: str) -> nn.Module:
+    return root.get_submodule(name.rpartition(".")[0])
 
 
 def with_shared_weights(module: nn.Module) -> nn.Module:

@@ -56,6 +56,12 @@ class WorkerConfig:
         True,
         "ticks of one adapter alone cost about as much as without it; each takes the adapted weights' memory again",
     )
+    spare_adapters: int = setting(
+        4,
+        "adapters, and new versions of them, that may be loaded while the worker serves, at once",
+        at_least=0,
+        at_most=256,
+    )
     record_all: bool = setting(
         False,
         "a GPU's worker is ready only when every bucket is recorded, not with the largest of each stage already",

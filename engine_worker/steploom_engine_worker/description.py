@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from steploom_engine_worker.adapter_manifest import FOLDER, AdapterManifest, adapter_digest, read_adapter_manifest
-from steploom_engine_worker.engine import ModelInfo
+from steploom_engine_worker.engine import AdapterVersion, ModelInfo
 from steploom_engine_worker.errors import ModelError
 from steploom_engine_worker.manifest import SAMPLERS, Manifest, ModelDefaults, read_manifest
 from steploom_engine_worker.model_files import ModelFiles, PartFiles, check_directory, weights_sha256
@@ -40,6 +40,10 @@ class DescribedAdapter(Protocol):
     def manifest(self) -> AdapterManifest:
         """See there."""
 
+    @property
+    def digest(self) -> str:
+        """Of both files, hex."""
+
 
 class Described(Protocol):
     """A model as far as requests are concerned."""
@@ -49,8 +53,16 @@ class Described(Protocol):
         """The model's."""
 
     @property
+    def root(self) -> Path:
+        """Of the directory."""
+
+    @property
     def digest(self) -> str:
         """Equal digests draw equal pictures."""
+
+    @property
+    def base_digest(self) -> str:
+        """The same of the model without its adapters."""
 
     @property
     def schedule(self) -> ScheduleConfig:
@@ -93,6 +105,7 @@ class Description:
     files: ModelFiles
     name: str
     digest: str  # hex
+    base_digest: str  # the same without adapters
     schedule: ScheduleConfig
     default_sampler: Sampler
     defaults: ModelDefaults
@@ -100,6 +113,11 @@ class Description:
     vae_factor: int  # pixels a latent, along a side
     base_weights_sha256: str  # what adapters were trained on; empty where there are none
     adapters: tuple[AdapterDescription, ...] = ()
+
+    @property
+    def root(self) -> Path:
+        """Of the directory."""
+        return self.files.root
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -120,10 +138,12 @@ def describe(root: Path) -> Description:
     factor = _vae_factor(files.parts["vae"])
     base = (manifest.weights_sha256 or weights_sha256(root)) if manifest.adapters else ""
     adapters = tuple(_adapter(root / FOLDER / name, base) for name in manifest.adapters)
+    digest = files.digest()
     return Description(
         files=files,
         name=manifest.name or root.resolve().name,
-        digest=_digest(files, adapters),
+        digest=_digest(digest, adapters),
+        base_digest=digest,
         schedule=_read_schedule(files.parts["scheduler"]),
         default_sampler=_default_sampler(manifest.defaults, files.parts["scheduler"]),
         defaults=manifest.defaults,
@@ -145,8 +165,8 @@ def model_info(model: Described, max_steps: int) -> ModelInfo:
         default_image_guidance_scale=model.defaults.image_guidance_scale,
         default_sampler=model.default_sampler,
         latent_shape=model.latent_shape,
-        digest=model.digest,
-        adapters={item.name: item.manifest.traits for item in model.adapters},
+        digest=model.base_digest,
+        versions=tuple(AdapterVersion(item.name, item.digest, item.manifest.traits) for item in model.adapters),
     )
 
 
@@ -154,11 +174,11 @@ def _adapter(folder: Path, base: str) -> AdapterDescription:
     return AdapterDescription(folder.name, read_adapter_manifest(folder, base), adapter_digest(folder))
 
 
-def _digest(files: ModelFiles, adapters: Sequence[AdapterDescription]) -> str:
+def _digest(base: str, adapters: Sequence[AdapterDescription]) -> str:
     """Of all that decides what is drawn."""
     if not adapters:
-        return files.digest()
-    parts = [files.digest(), *(f"{item.name} {item.digest}" for item in adapters)]
+        return base
+    parts = [base, *(f"{item.name} {item.digest}" for item in adapters)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

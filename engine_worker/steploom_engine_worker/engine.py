@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,26 @@ class Job:
     seed: int  # uint64
     sampler: Sampler | None = None  # None: the model's default
     adapter: str = ""  # empty: none
+    adapter_digest: str = ""  # of the version that it was admitted with; another is taken only where that is gone
+
+
+@dataclass(frozen=True)
+class AdapterVersion:
+    """An adapter as its files were when they were read."""
+
+    name: str
+    digest: str  # of both files, hex; equal digests draw equal pictures
+    traits: AdapterTraits  # the requests that it was trained for
+
+
+@dataclass(frozen=True)
+class ReadAdapter:
+    """An adapter that was read, and fits the model; made ready for the engine that read it."""
+
+    version: AdapterVersion
+    manifest: Any  # adapter_manifest.AdapterManifest
+    number: int = -1  # that it is to have; less than 0: it is there already, and there is nothing to do
+    network: Any = field(default=None, repr=False)  # what the engine is to run
 
 
 @dataclass(frozen=True)
@@ -59,8 +79,13 @@ class ModelInfo:
     default_image_guidance_scale: float
     default_sampler: Sampler
     latent_shape: tuple[int, int, int]  # channels, height, width
-    digest: str  # equal digests draw equal pictures
-    adapters: Mapping[str, AdapterTraits] = field(default_factory=dict)  # by name
+    digest: str  # of the weights without adapters; equal digests draw equal pictures
+    versions: tuple[AdapterVersion, ...] = ()  # of adapters, those of one name from the oldest to the one that counts
+
+    @property
+    def adapters(self) -> Mapping[str, AdapterTraits]:
+        """What a job by an adapter's name alone gets."""
+        return {item.name: item.traits for item in self.versions}
 
 
 @dataclass(frozen=True)
@@ -130,7 +155,7 @@ class Engine(Protocol):
 
     @property
     def model(self) -> ModelInfo:
-        """What it serves."""
+        """What it serves, with the adapters that it has by now."""
 
     @property
     def known_costs(self) -> Costs | None:
@@ -153,6 +178,26 @@ class Engine(Protocol):
         Raises:
             Exception: the device cannot go on.
         """
+
+    def read_adapter(self, name: str) -> ReadAdapter:
+        """Reads an adapter of the model directory and checks it; on any thread, whatever the engine does meanwhile.
+
+        Raises:
+            AdapterMissing: there is no folder of that name.
+            ModelError: its files are wrong, or are those of another model.
+            AdapterRefused: this engine takes none while it serves.
+        """
+
+    def put_adapter(self, adapter: ReadAdapter) -> None:
+        """Between stages: from now on jobs by its name get it. Jobs in slots do not notice.
+
+        Raises:
+            AdapterRefused: there is no room for one more; nothing has changed.
+            Exception: the device cannot go on.
+        """
+
+    def drop_adapter(self, name: str, digest: str) -> None:
+        """Between stages: forgets a version, with which no job is in a slot; nothing where there is none."""
 
     def admit(self, slot: int, job: Job) -> None:
         """Puts a job into a slot. Cheap: the work is in `encode`.

@@ -35,6 +35,14 @@ class ModelError(ValueError):
         self.problem = problem
 
 
+class AdapterMissing(ValueError):
+    """There is no adapter of that name in the model directory."""
+
+
+class AdapterRefused(ValueError):
+    """An engine cannot take an adapter while it serves; the message says why, and what would help."""
+
+
 class EngineError(RuntimeError):
     """A tick failed; no job of it has moved."""
 

@@ -6,15 +6,31 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from steploom_common.adapter import AdapterTraits, rows_with
+from steploom_engine_worker.adapter_manifest import AdapterManifest, adapter_digest, read_adapter_manifest
+from steploom_engine_worker.adapter_shelf import Shelf
 from steploom_engine_worker.config import FakeConfig, WorkerConfig
-from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, MemoryUse, ModelInfo, Pending, Pixels, Stage
-from steploom_engine_worker.errors import EngineError
+from steploom_engine_worker.engine import (
+    AdapterVersion,
+    Costs,
+    Done,
+    HostMemory,
+    Job,
+    MemoryUse,
+    ModelInfo,
+    Pending,
+    Pixels,
+    ReadAdapter,
+    Stage,
+)
+from steploom_engine_worker.errors import AdapterRefused, EngineError
+from steploom_engine_worker.loadable import adapter_folder
 from steploom_engine_worker.schedule import Sampler
 
 POISON = "poison"  # an instruction with this word raises in every denoise tick
@@ -24,6 +40,17 @@ EXHAUST = "exhaust"  # this one runs out of memory
 CRASH_EXIT_CODE = 13
 
 _DISTILLED = AdapterTraits(max_steps=4, is_guidance_distilled=True)  # of each of its adapters
+_OWN_MANIFEST = AdapterManifest(traits=_DISTILLED)
+_OWN_DIGEST = "own"
+
+
+@dataclass(frozen=True)
+class _Own:
+    """An adapter that it says it has; see `description.DescribedAdapter`."""
+
+    name: str
+    manifest: AdapterManifest = _OWN_MANIFEST
+    digest: str = _OWN_DIGEST
 
 
 class FakeEngine:
@@ -41,6 +68,8 @@ class FakeEngine:
             **{(Stage.DECODE, bucket): self._seconds(Stage.DECODE, bucket) for bucket in config.decode_buckets},
         }
         self._model = _model(self._fake, config.max_steps)
+        self._root = Path(config.model) if config.model else None
+        self._shelf = Shelf([_Own(name) for name in self._fake.adapters], config.spare_adapters)
 
     @property
     def name(self) -> str:
@@ -77,12 +106,33 @@ class FakeEngine:
     def prepare(self) -> Costs | None:
         return None
 
+    def read_adapter(self, name: str) -> ReadAdapter:
+        if self._root is None:
+            raise AdapterRefused("a fake engine has a model directory only where worker.model names one")
+        folder = adapter_folder(self._root, name)
+        digest, manifest = adapter_digest(folder), read_adapter_manifest(folder, "")
+        version = AdapterVersion(name, digest, manifest.traits)
+        return ReadAdapter(version, manifest, -1 if self._shelf.holds(version) else self._shelf.place())
+
+    def put_adapter(self, adapter: ReadAdapter) -> None:
+        if self._shelf.holds(adapter.version):
+            self._shelf.renew(adapter.version)
+        else:
+            self._shelf.put(adapter.number, adapter.version, adapter.manifest)
+        self._model = replace(self._model, versions=self._shelf.versions)
+
+    def drop_adapter(self, name: str, digest: str) -> None:
+        self._shelf.drop(name, digest)
+        self._model = replace(self._model, versions=self._shelf.versions)
+
     def admit(self, slot: int, job: Job) -> None:
         if not 1 <= job.steps <= self._model.max_steps:
             raise ValueError(f"steps is {job.steps}, must be 1 to {self._model.max_steps}")
-        if job.adapter and job.adapter not in self._model.adapters:
-            raise ValueError(f"adapter {job.adapter!r} does not exist")
-        self._jobs[slot] = replace(job, pixels=job.pixels.copy())  # drawn from to the end
+        digest = ""  # of a version that was loaded while it served
+        if job.adapter:
+            held = self._shelf.find(job.adapter, job.adapter_digest)
+            digest = held.version.digest if held.number >= self._shelf.num_own else ""
+        self._jobs[slot] = replace(job, pixels=job.pixels.copy(), adapter_digest=digest)  # drawn from to the end
         self._done[slot] = 0
 
     def encode(self, slots: Sequence[int]) -> Done | Pending:
@@ -146,7 +196,7 @@ class FakeEngine:
 def draw(job: Job, steps_done: int) -> Pixels:
     """The picture of a job: its input, shifted by a number that seed, instruction, steps and adapter decide."""
     scales = f"{job.guidance_scale:.6g}|{job.image_guidance_scale:.6g}"
-    text = f"{job.seed}|{job.instruction}|{steps_done}|{scales}|{job.adapter}"
+    text = f"{job.seed}|{job.instruction}|{steps_done}|{scales}|{job.adapter}{job.adapter_digest}"
     shift = np.frombuffer(hashlib.sha256(text.encode()).digest()[:3], np.uint8)  # one for each of red, green, blue
     return np.asarray(job.pixels + shift, np.uint8)  # modulo 256
 
@@ -170,6 +220,6 @@ def _model(fake: FakeConfig, max_steps: int) -> ModelInfo:
         default_image_guidance_scale=1.5,
         default_sampler=Sampler.DDIM,
         latent_shape=(4, fake.height // 8, fake.width // 8),
-        digest=".".join(("fake", *fake.adapters)),
-        adapters=dict.fromkeys(fake.adapters, _DISTILLED),
+        digest="fake",
+        versions=tuple(AdapterVersion(name, _OWN_DIGEST, _DISTILLED) for name in fake.adapters),
     )

@@ -24,17 +24,18 @@ from torch import Tensor, nn
 
 from steploom_common.adapter import rows_with
 from steploom_common.settings import ConfigError
-from steploom_engine_worker.adapter import merged_unet
+from steploom_engine_worker.adapter import load_adapter, merged_unet
+from steploom_engine_worker.adapter_files import AdapterFiles
 from steploom_engine_worker.calibration import input_scales
 from steploom_engine_worker.capacity import slots_that_fit
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, Pending, Pixels, Stage
-from steploom_engine_worker.errors import ModelError, is_fatal
+from steploom_engine_worker.errors import AdapterRefused, ModelError, is_fatal
 from steploom_engine_worker.fused.unet import FusedUNet, cannot_fuse
 from steploom_engine_worker.fused.vae import FusedDecoder, FusedEncoder, cannot_fuse_vae
 from steploom_engine_worker.graphs import DecodeWork, EncodeWork, HostRing, JobGraph, StepGraph, pad_jobs
 from steploom_engine_worker.lane import Lane, Mark, open_lane
-from steploom_engine_worker.model import Model, load_model
+from steploom_engine_worker.model import Model, load_model, load_unet
 from steploom_engine_worker.model_files import model_root
 from steploom_engine_worker.pinned import PinnedMemory
 from steploom_engine_worker.readiness import GATED, PLAIN, Kind, Readiness, Recording
@@ -84,7 +85,10 @@ def load_graph_engine(config: WorkerConfig) -> GraphEngine:
         num_slots = slots_that_fit(torch.cuda.mem_get_info(device)[0], slot_bytes(model, config.max_steps, dtype))
     begin = time.perf_counter()
     scales = _input_scales(config, model, device, dtype)
-    engine = GraphEngine(model, num_slots, config.max_steps, device, dtype, buckets, config.merge_adapters, scales)
+    spare = config.spare_adapters
+    engine = GraphEngine(
+        model, num_slots, config.max_steps, device, dtype, buckets, config.merge_adapters, scales, spare
+    )
     while config.record_all and engine.prepare() is not None:
         pass
     megabytes = engine.slots.num_bytes / 1e6
@@ -142,6 +146,8 @@ class GraphEngine(TorchEngine):
         buckets: what is recorded: the largest at once, the others by `prepare`.
         merge_adapters: whether ticks of one adapter alone run on weights with its changes in them.
         input_scales: of the UNet's maps that are multiplied in e4m3; see `calibration`. None: none is.
+        spare_adapters: that may be loaded while it serves. Each gets a form of its own, merged, whatever
+            `merge_adapters` says: what is recorded already cannot learn of it.
     """
 
     _num_spare = 1  # what is recorded works on it: the last slot but those of the empty conditions
@@ -156,17 +162,18 @@ class GraphEngine(TorchEngine):
         buckets: Buckets,
         merge_adapters: bool = True,
         input_scales: Mapping[str, float] | None = None,
+        spare_adapters: int = 0,
     ) -> None:
         self._input_scales = input_scales
         self._tokens: HostRing | None = None
-        super().__init__(model, num_slots, max_steps, device, dtype, merge_adapters)
+        super().__init__(model, num_slots, max_steps, device, dtype, merge_adapters, spare_adapters)
         self._buckets = buckets
         self._admission, self._side, self._main = (open_lane(device) for _ in range(3))
         self._marks: list[Mark | None] = [None] * num_slots  # where what was last asked for of a slot ends
         most_jobs = max(*buckets.encode, *buckets.decode)
         ring = partial(HostRing, MAX_PENDING, device=device)
         # a tick may take a bucket once for each form
-        in_flight = (MAX_PENDING + 1) * len(self._forms) - 1
+        in_flight = (MAX_PENDING + 1) * (len(self._forms) + spare_adapters) - 1
         self._packed = {bucket: HostRing(in_flight, (8 * bucket,), torch.int32, device) for bucket in buckets.denoise}
         self._job_slots = ring((most_jobs,), torch.int64)
         self._flags = ring((2, max(most_jobs, *buckets.denoise)), torch.bool)
@@ -212,6 +219,35 @@ class GraphEngine(TorchEngine):
     def _decode_latents(self, latents: Tensor) -> Tensor:
         image: Tensor = (self._decoder or super()._decode_latents)(latents)
         return image
+
+    def _loaded(self, number: int, files: AdapterFiles) -> FusedUNet:
+        """The model's own UNet was taken apart: another is read, merged and fused on the host."""
+        unet = load_unet(self._networks.root, self._dtype)
+        adapter = load_adapter(unet, files).to(self._dtype)
+        merged = merged_unet(unet, adapter).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        scales = self._input_scales
+        return FusedUNet(merged, [adapter], are_merged=True, input_scales=scales, first_number=number)
+
+    def _take(self, number: int, network: FusedUNet) -> None:
+        """A copy to the device, and one recording: so long the next tick waits."""
+        needed = self._readiness.add_form(number, self._buckets.denoise)
+        try:
+            self._forms[number] = network.to(self._device)
+            self._make(needed)
+        except Exception as error:
+            self._leave(number)
+            if is_fatal(error) and not isinstance(error, torch.OutOfMemoryError):  # torch's own is not the device's
+                raise
+            self._main.mark().wait()  # its memory is free only now
+            raise AdapterRefused(f"it cannot be made ready on {self._device}: {error}") from error
+
+    def _leave(self, number: int) -> None:
+        """Its own form goes; what the gated form holds of an adapter of the start stays, for it is recorded."""
+        if (Stage.DENOISE, number) in self._readiness.kinds:
+            self._readiness.drop_form(number)
+        for recording in [item for item in self._steps if item.form == number]:
+            del self._steps[recording], self._seconds[recording]
+        self._forms.pop(number, None)
 
     def _kinds(self, model: Model) -> Mapping[Kind, Sequence[int]]:
         """All buckets of every stage and form; of equal ones the earlier is the more urgent."""
@@ -417,22 +453,39 @@ class GraphEngine(TorchEngine):
     def _passes(self, slots: Sequence[int]) -> list[tuple[Recording, Sequence[int]]]:
         """What a denoise tick runs on, and for which of its jobs: one pass for all, or one for those of each adapter.
 
-        Rows of several adapters share a pass at a price, since each takes the products of every adapter along. It is
-        known what both ways take; the one that takes less is gone.
+        An adapter that was loaded while the engine serves has a form of its own, and always a pass. Rows of several
+        others share a pass at a price, since each takes the products of every adapter along. It is known what both ways
+        take; the one that takes less is gone.
         """
-        together = self._take_step(self._form(slots), slots)
         by_adapter: dict[int, list[int]] = {}
         for job, slot in enumerate(slots):
             by_adapter.setdefault(self.slots.adapters[slot], []).append(job)
+        loaded = [number for number in by_adapter if number >= self._shelf.num_own]
+        passes: list[tuple[Recording, Sequence[int]]] = [
+            (self._take_step(number, [slots[job] for job in by_adapter[number]]), by_adapter[number])
+            for number in loaded
+        ]
+        if not loaded:
+            return self._own_passes(slots, range(len(slots)), by_adapter)
+        own = {number: jobs for number, jobs in by_adapter.items() if number not in loaded}
+        every = sorted(job for jobs in own.values() for job in jobs)
+        return passes + self._own_passes(slots, every, own) if own else passes
+
+    def _own_passes(
+        self, slots: Sequence[int], every: Sequence[int], by_adapter: Mapping[int, Sequence[int]]
+    ) -> list[tuple[Recording, Sequence[int]]]:
+        """Of the jobs of each adapter that the gated form knows, and of none."""
+        own = [slots[job] for job in every]
+        together = self._take_step(self._form(own), own)
         forms = {adapter: PLAIN if adapter == NO_ADAPTER else adapter for adapter in by_adapter}
         if len(by_adapter) == 1 or not self._forms.keys() >= set(forms.values()):
-            return [(together, range(len(slots)))]
+            return [(together, every)]
         apart: list[tuple[Recording, Sequence[int]]] = [
             (self._take_step(forms[adapter], [slots[job] for job in jobs]), jobs)
             for adapter, jobs in by_adapter.items()
         ]
         takes_less = sum(self._seconds[recording] for recording, _ in apart) < self._seconds[together]
-        return apart if takes_less else [(together, range(len(slots)))]
+        return apart if takes_less else [(together, every)]
 
     def _take_step(self, form: int, slots: Sequence[int]) -> Recording:
         return self._readiness.take(Stage.DENOISE, form, len(self.slots.rows(slots)[0]))

@@ -19,6 +19,13 @@ SAMPLERS = {"ddim": Sampler.DDIM, "euler": Sampler.EULER, "dpmpp_2m": Sampler.DP
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+def adapter_name_problem(name: str) -> str:
+    """Why no adapter can have a name, in words; empty where one can."""
+    if _ADAPTER_NAME.fullmatch(name) and name not in RESERVED_NAMES:
+        return ""
+    return f"must be 1 to 64 of [A-Za-z0-9._-], a letter or digit first, and not {' or '.join(RESERVED_NAMES)}"
+
+
 @dataclass(frozen=True)
 class ModelDefaults:
     """What a request gets that does not say."""
@@ -46,12 +53,9 @@ class Manifest:
     def __post_init__(self) -> None:
         check(self)
         for name in self.adapters:
-            if not _ADAPTER_NAME.fullmatch(name) or name in RESERVED_NAMES:
-                raise ConfigError(
-                    "adapters",
-                    f"names {name!r}, must be 1 to 64 of [A-Za-z0-9._-], a letter or digit first, and not "
-                    + " or ".join(RESERVED_NAMES),
-                )
+            problem = adapter_name_problem(name)
+            if problem:
+                raise ConfigError("adapters", f"names {name!r}, {problem}")
         if len(set(self.adapters)) < len(self.adapters):
             raise ConfigError("adapters", f"names one twice: {', '.join(self.adapters)}")
 

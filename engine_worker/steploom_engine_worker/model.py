@@ -20,7 +20,7 @@ from steploom_engine_worker.adapter_manifest import FOLDER, AdapterManifest
 from steploom_engine_worker.description import describe
 from steploom_engine_worker.errors import ModelError
 from steploom_engine_worker.manifest import ModelDefaults
-from steploom_engine_worker.model_files import PartFiles
+from steploom_engine_worker.model_files import PartFiles, check_directory
 from steploom_engine_worker.schedule import Sampler, ScheduleConfig
 
 _VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
@@ -32,6 +32,7 @@ class LoadedAdapter:
 
     name: str
     manifest: AdapterManifest
+    digest: str  # of both files, hex
     network: Any  # adapter.Adapter
 
 
@@ -40,7 +41,9 @@ class Model:
     """A loaded model; its networks are in evaluation mode on the CPU."""
 
     name: str
+    root: Path  # of the directory
     digest: str  # hex
+    base_digest: str  # the same without adapters
     unet: Any  # diffusers.UNet2DConditionModel
     vae: Any  # diffusers.AutoencoderKL or AutoencoderTiny
     text_encoder: Any  # transformers.CLIPTextModel
@@ -77,7 +80,9 @@ def load_model(root: Path, dtype: torch.dtype = torch.float32) -> Model:
     unet = _load(UNet2DConditionModel, parts["unet"], dtype)
     return Model(
         name=about.name,
+        root=root,
         digest=about.digest,
+        base_digest=about.base_digest,
         unet=unet,
         vae=_load(_VAES[parts["vae"].class_name], parts["vae"], dtype),
         text_encoder=_load(transformers.CLIPTextModel, parts["text_encoder"], dtype),
@@ -88,9 +93,19 @@ def load_model(root: Path, dtype: torch.dtype = torch.float32) -> Model:
         side=about.side,
         vae_factor=about.vae_factor,
         adapters=tuple(
-            LoadedAdapter(item.name, item.manifest, load_adapter(unet, item).to(dtype)) for item in adapters
+            LoadedAdapter(item.name, item.manifest, known.digest, load_adapter(unet, item).to(dtype))
+            for item, known in zip(adapters, about.adapters, strict=True)
         ),
     )
+
+
+def load_unet(root: Path, dtype: torch.dtype) -> Any:
+    """The UNet of a directory alone, on the CPU.
+
+    Raises:
+        ModelError: the directory is wrong, partial or corrupt.
+    """
+    return _load(UNet2DConditionModel, check_directory(root).parts["unet"], dtype)
 
 
 def _load(cls: Any, part: PartFiles, dtype: torch.dtype) -> Any:

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from steploom_common.guidance import Branch, branch_weights
 from steploom_engine_worker.adapter_manifest import AdapterManifest
+from steploom_engine_worker.adapter_shelf import Shelf
 from steploom_engine_worker.description import Described
 from steploom_engine_worker.engine import Job
 from steploom_engine_worker.rows import NO_ADAPTER
@@ -37,11 +38,12 @@ class Orders:
     Args:
         model: whose bounds they are.
         max_steps: of a job.
+        shelf: which adapters there are; None: those of the model, for good.
     """
 
-    def __init__(self, model: Described, max_steps: int) -> None:
+    def __init__(self, model: Described, max_steps: int, shelf: Shelf | None = None) -> None:
         self._model, self._max_steps = model, max_steps
-        self._numbers = {item.name: number for number, item in enumerate(model.adapters)}
+        self._shelf = shelf or Shelf(model.adapters)
 
     def order(self, job: Job) -> Order:
         """The order of a job.
@@ -66,11 +68,8 @@ class Orders:
         """Number and manifest of a job's adapter; for a job without one those of an adapter that changes nothing."""
         if not job.adapter:
             return NO_ADAPTER, _NO_ADAPTER
-        if job.adapter not in self._numbers:
-            known = ", ".join(self._numbers) or "none"
-            raise ValueError(f"adapter {job.adapter!r} does not exist; there are: {known}")
-        number = self._numbers[job.adapter]
-        manifest = self._model.adapters[number].manifest
+        held = self._shelf.find(job.adapter, job.adapter_digest)
+        number, manifest = held.number, held.manifest
         problems = manifest.traits.violations(job.adapter, job.steps, job.guidance_scale, job.image_guidance_scale)
         if problems:
             raise ValueError("; ".join(f"{name} {problem}" for name, problem in problems))

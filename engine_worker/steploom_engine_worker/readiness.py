@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from steploom_engine_worker.engine import Stage
@@ -41,7 +41,8 @@ class Readiness:
     """
 
     def __init__(self, buckets: Mapping[Kind, Sequence[int]], alone: Mapping[Kind, int]) -> None:
-        self._buckets = buckets
+        self._buckets = dict(buckets)
+        self._apart: set[int] = set()  # forms whose rows the gated one does not hold
         self._recorded: dict[Kind, list[int]] = {kind: [] for kind in buckets}
         self._wanted: Counter[Recording] = Counter()  # ticks that would have taken one that is not there
         first = {Recording(*kind, _smallest(buckets[kind], count)) for kind, count in alone.items()}
@@ -52,6 +53,11 @@ class Readiness:
 
     def __repr__(self) -> str:
         return f"Readiness({self.progress}, next={self.next()})"
+
+    @property
+    def kinds(self) -> Collection[Kind]:
+        """All that there are recordings of, or will be."""
+        return self._buckets.keys()
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -66,6 +72,30 @@ class Readiness:
     def next(self) -> Recording | None:
         """The one to make: what ticks wanted most, else a job alone first, then the small before the large."""
         return max(self._missing, key=lambda item: self._wanted[item], default=None)
+
+    def add_form(self, form: int, sizes: Sequence[int]) -> Recording:
+        """One more form of denoise ticks, whose rows no other form holds.
+
+        Returns:
+            The recording without which it serves no tick.
+        """
+        self._apart.add(form)
+        self._buckets[Stage.DENOISE, form] = sizes
+        self._recorded[Stage.DENOISE, form] = []
+        self._missing += [Recording(Stage.DENOISE, form, bucket) for bucket in sizes]
+        self._total += len(sizes)
+        return Recording(Stage.DENOISE, form, sizes[-1])
+
+    def drop_form(self, form: int) -> None:
+        """There is no tick in a form any more."""
+        kind = (Stage.DENOISE, form)
+        gone = len(self._missing)
+        self._missing = [item for item in self._missing if item[:2] != kind]
+        self._total -= gone - len(self._missing) + len(self._recorded.pop(kind))
+        del self._buckets[kind]
+        for recording in [item for item in self._wanted if item[:2] == kind]:
+            del self._wanted[recording]
+        self._apart.discard(form)
 
     def add(self, recording: Recording) -> None:
         """It is there."""
@@ -100,7 +130,8 @@ class Readiness:
         Raises:
             ValueError: there is none.
         """
-        kinds = [kind for kind in ((stage, form), (stage, GATED)) if kind in self._recorded]
+        others = () if form in self._apart else ((stage, GATED),)
+        kinds: list[Kind] = [kind for kind in ((stage, form), *others) if kind in self._recorded]
         fitting = [
             Recording(*kind, sizes[place])
             for kind, sizes in ((kind, self._recorded[kind]) for kind in kinds)

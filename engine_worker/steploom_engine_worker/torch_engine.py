@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,11 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from steploom_common.settings import ConfigError
-from steploom_engine_worker.adapter import AdaptedUNet
+from steploom_engine_worker.adapter import AdaptedUNet, load_adapter, merged_unet
+from steploom_engine_worker.adapter_files import AdapterFiles, read_adapter
+from steploom_engine_worker.adapter_manifest import adapter_digest, read_adapter_manifest
+from steploom_engine_worker.adapter_shelf import Shelf
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.description import model_info
-from steploom_engine_worker.engine import Costs, Done, HostMemory, Job, MemoryUse, ModelInfo, Pending, Pixels
+from steploom_engine_worker.engine import (
+    AdapterVersion,
+    Costs,
+    Done,
+    HostMemory,
+    Job,
+    MemoryUse,
+    ModelInfo,
+    Pending,
+    Pixels,
+    ReadAdapter,
+)
 from steploom_engine_worker.lane import wait_for_device
+from steploom_engine_worker.loadable import adapter_folder, base_weights, check_unchanged
 from steploom_engine_worker.model import Model, load_model
 from steploom_engine_worker.model_files import model_root
 from steploom_engine_worker.orders import Orders
@@ -42,7 +58,9 @@ def load_torch_engine(config: WorkerConfig) -> TorchEngine:
     if dtype is torch.float16 and device.type == "cpu":
         raise ConfigError("worker.dtype", "is float16, must be float32 or bfloat16 on a CPU")
     model = load_model(model_root(config.model), dtype)
-    return TorchEngine(model, config.num_slots, config.max_steps, device, dtype, config.merge_adapters)
+    return TorchEngine(
+        model, config.num_slots, config.max_steps, device, dtype, config.merge_adapters, config.spare_adapters
+    )
 
 
 def device_of(config: WorkerConfig) -> torch.device:
@@ -95,12 +113,15 @@ class TorchEngine:
         device: torch.device,
         dtype: torch.dtype,
         merge_adapters: bool = True,
+        spare_adapters: int = 0,
     ) -> None:
         self._networks = model
         self._num_slots = num_slots
         self._max_steps = min(max_steps, model.schedule.num_train_timesteps)
         self._model = model_info(model, self._max_steps)
-        self._orders = Orders(model, self._max_steps)
+        self._shelf = Shelf(model.adapters, spare_adapters)
+        self._orders = Orders(model, self._max_steps, self._shelf)
+        self._merges_adapters = merge_adapters
         self._device = device
         self._dtype = dtype
         self._instructions = [""] * num_slots
@@ -158,7 +179,6 @@ class TorchEngine:
     def _modules(self) -> Iterator[nn.Module]:
         """All networks, some perhaps in others."""
         networks = self._networks
-        yield from (item.network for item in networks.adapters)
         yield from (item for item in (networks.vae, networks.text_encoder, self._unet) if item is not None)
 
     @property
@@ -171,6 +191,56 @@ class TorchEngine:
     @property
     def model(self) -> ModelInfo:
         return self._model
+
+    def read_adapter(self, name: str) -> ReadAdapter:
+        root = self._networks.root
+        folder = adapter_folder(root, name)
+        digest = adapter_digest(folder)
+        base = base_weights(root, self._networks.base_digest)
+        manifest = read_adapter_manifest(folder, base)
+        version = AdapterVersion(name, digest, manifest.traits)
+        if self._shelf.holds(version):
+            return ReadAdapter(version, manifest)
+        number = self._shelf.place()
+        network = self._loaded(number, read_adapter(folder, base))
+        check_unchanged(folder, digest)
+        return ReadAdapter(version, manifest, number, network)
+
+    def _loaded(self, number: int, files: AdapterFiles) -> Any:
+        """What `_take` needs of an adapter; on a thread beside that of the stages."""
+        del number
+        unet = self._networks.unet
+        network = load_adapter(unet, files).to(self._device, self._dtype)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network, merged_unet(unet, network) if self._merges_adapters else None
+
+    def put_adapter(self, adapter: ReadAdapter) -> None:
+        if self._shelf.holds(adapter.version):
+            self._shelf.renew(adapter.version)
+        else:
+            self._shelf.check(adapter.number)
+            self._take(adapter.number, adapter.network)
+            self._shelf.put(adapter.number, adapter.version, adapter.manifest)
+        self._model = dataclasses.replace(self._model, versions=self._shelf.versions)
+
+    def _take(self, number: int, network: Any) -> None:
+        """Makes the rows of a number those of an adapter that was `_loaded`.
+
+        Raises:
+            AdapterRefused: there is no memory for it; nothing has changed.
+            Exception: the device cannot go on.
+        """
+        self._unet.put(number, *network)
+
+    def drop_adapter(self, name: str, digest: str) -> None:
+        number = self._shelf.drop(name, digest)
+        if number is not None:
+            self._leave(number)
+            self._model = dataclasses.replace(self._model, versions=self._shelf.versions)
+
+    def _leave(self, number: int) -> None:
+        """Forgets the adapter of a number."""
+        self._unet.drop(number)
 
     @torch.inference_mode()
     def admit(self, slot: int, job: Job) -> None:

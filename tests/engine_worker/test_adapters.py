@@ -152,7 +152,7 @@ def test_on_a_cpu_each_kind_of_rows_has_a_pass_of_its_own(
     adapters = [item.network for item in model.adapters]
     together, apart = AdaptedUNet(model.unet, adapters), AdaptedUNet(model.unet, adapters, is_merged=True)
     counts: list[int] = []
-    for unet in (apart.unet, *apart.merged):
+    for unet in (apart.unet, *apart.merged.values()):
         unet.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
     sample, times, text = torch.randn(7, 8, 8, 8), torch.linspace(3.0, 999.0, 7), torch.randn(7, 16, 32)
     scales = torch.linspace(1.0, 2.0, 14).view(7, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from tensorrt_house import House, array, done, draw, expected, house_of, put
 
+from steploom_engine_worker.adapter_manifest import DESCRIPTION, FOLDER, WEIGHTS
 from steploom_engine_worker.description import Description, describe
 from steploom_engine_worker.engine import Job, Stage
+from steploom_engine_worker.errors import AdapterRefused
 from steploom_engine_worker.schedule import Sampler
 from steploom_engine_worker.tensorrt.engine import TensorRTEngine
 from steploom_engine_worker.tensorrt.fake.driver import Code
@@ -252,7 +255,7 @@ def test_its_buckets_are_measured_whatever_the_settings_name(house: House) -> No
 
 def test_says_what_it_is(house: House, engine: TensorRTEngine, model: Description) -> None:
     assert (engine.name, engine.device, engine.max_pending, engine.num_slots) == ("tensorrt", "cuda:0", 4, 5)
-    assert engine.model.digest == model.digest
+    assert engine.model.digest == model.base_digest
     assert {*engine.model.adapters} == {"few-step", "style"}
     assert engine.known_costs is None
     memory = engine.memory
@@ -261,3 +264,23 @@ def test_says_what_it_is(house: House, engine: TensorRTEngine, model: Descriptio
     assert memory.slots == engine.slots.num_bytes
     assert memory.weights > 0
     assert engine.buckets == {Stage.ENCODE: [1, 4], Stage.DENOISE: [1, 3, 6, 12], Stage.DECODE: [1, 4]}
+
+
+def test_adapters_are_those_of_the_plans(adapted_dir: Path, house: House, make_job: Callable[..., Job]) -> None:
+    engine = house.engine()
+    (style,) = [item for item in engine.model.versions if item.name == "style"]
+    engine.drop_adapter("style", style.digest)
+    with pytest.raises(ValueError, match="adapter 'style' does not exist; there are: few-step"):
+        engine.admit(0, make_job(adapter="style"))
+    engine.put_adapter(engine.read_adapter("style"))
+    engine.admit(0, make_job(adapter="style"))
+    assert engine.model.versions[-1] == style
+    folder = adapted_dir / FOLDER / "late"
+    folder.mkdir()
+    try:
+        for name in (DESCRIPTION, WEIGHTS):
+            (folder / name).write_bytes((folder.parent / "style" / name).read_bytes())
+        with pytest.raises(AdapterRefused, match="run `steploom build-engine`, and start the worker again"):
+            engine.read_adapter("late")
+    finally:
+        shutil.rmtree(folder)

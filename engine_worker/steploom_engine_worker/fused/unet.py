@@ -74,6 +74,7 @@ class FusedUNet(nn.Module):
         are_merged: the adapters' changes are in the UNet's weights already: only their guidance embeddings count.
         attend: the attention; see `blocks.attend`.
         input_scales: of the transformers' maps that are multiplied in e4m3, by their names; None: none is.
+        first_number: of the first adapter, where they are merged.
 
     Raises:
         ValueError: the UNet has something that is not known here.
@@ -90,6 +91,7 @@ class FusedUNet(nn.Module):
         are_merged: bool = False,
         attend: Attend = attend,
         input_scales: Mapping[str, float] | None = None,
+        first_number: int = 0,
     ) -> None:
         super().__init__()
         problem = cannot_fuse(unet)
@@ -104,7 +106,11 @@ class FusedUNet(nn.Module):
         self.time_1 = maps.row_dense("time_embedding.linear_1")
         self.time_2 = maps.row_dense("time_embedding.linear_2")
         self.guidance = nn.ModuleDict(
-            {str(number): adapter.guidance for number, adapter in enumerate(adapters) if adapter.guidance is not None}
+            {
+                str(number): adapter.guidance
+                for number, adapter in enumerate(adapters, first_number)
+                if adapter.guidance is not None
+            }
         )
         half = int(unet.time_proj.num_channels) // 2
         exponents = torch.arange(half, device=unet.device) / (half - unet.time_proj.downscale_freq_shift)

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steploom_common.adapter import rows_with
+from steploom_engine_worker.adapter_manifest import adapter_digest
+from steploom_engine_worker.adapter_shelf import Shelf
 from steploom_engine_worker.description import Described, model_info
 from steploom_engine_worker.engine import (
+    AdapterVersion,
     Costs,
     Done,
     HostMemory,
@@ -29,9 +32,11 @@ from steploom_engine_worker.engine import (
     ModelInfo,
     Pending,
     Pixels,
+    ReadAdapter,
     Stage,
 )
-from steploom_engine_worker.errors import is_fatal
+from steploom_engine_worker.errors import AdapterRefused, is_fatal
+from steploom_engine_worker.loadable import adapter_folder
 from steploom_engine_worker.orders import Orders
 from steploom_engine_worker.pinned import PinnedMemory
 from steploom_engine_worker.readiness import PLAIN, Kind, Readiness, Recording
@@ -113,7 +118,8 @@ class TensorRTEngine:
         self._num_adapters = len(model.adapters)
         most_steps = min(max_steps, model.schedule.num_train_timesteps)
         self._model = model_info(model, most_steps)
-        self._orders = Orders(model, most_steps)
+        self._shelf = Shelf(model.adapters)
+        self._orders = Orders(model, most_steps, self._shelf)
         self._instructions = [""] * num_slots
         self.buckets = buckets_of(networks)
         context = networks.tensor(TEXT_ENCODER, "context")
@@ -253,6 +259,27 @@ class TensorRTEngine:
         look_up = self._readiness.look_up
         ours = [bucket for bucket in self.buckets[stage] if look_up(stage, PLAIN, bucket) == recording]
         return {(stage, bucket): self._seconds[recording] for bucket in ours}
+
+    def read_adapter(self, name: str) -> ReadAdapter:
+        """One that the plans have in them; any other is refused."""
+        folder = adapter_folder(self._description.root, name)
+        for number, own in enumerate(self._description.adapters):
+            if own.name == name and own.digest == adapter_digest(folder):
+                return ReadAdapter(AdapterVersion(name, own.digest, own.manifest.traits), own.manifest, number)
+        raise AdapterRefused(
+            f"adapter {name!r}: TensorRT's plans hold the adapters that they were built with, as these were then; list "
+            "it in steploom.json, run `steploom build-engine`, and start the worker again"
+        )
+
+    def put_adapter(self, adapter: ReadAdapter) -> None:
+        if not self._shelf.holds(adapter.version):
+            self._shelf.put(adapter.number, adapter.version, adapter.manifest)
+        self._model = replace(self._model, versions=self._shelf.versions)
+
+    def drop_adapter(self, name: str, digest: str) -> None:
+        """Jobs are admitted with it no more; what of it is in the plans stays there."""
+        self._shelf.drop(name, digest)
+        self._model = replace(self._model, versions=self._shelf.versions)
 
     def admit(self, slot: int, job: Job) -> None:
         order = self._orders.order(job)
