@@ -5,16 +5,26 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from steploom.exit_codes import MEANINGS, CommandError, ExitCode
-
-if TYPE_CHECKING:
-    from steploom.access import Access
-    from steploom.config import SteploomConfig
-    from steploom.runtime import RuntimeDir
+from steploom.options import (
+    Address,
+    ConfigFile,
+    RuntimeFolder,
+    Secure,
+    TlsAuthority,
+    TlsCertificate,
+    TlsKey,
+    TokenFile,
+    access_of,
+    configuration,
+    gateway_address,
+    override,
+    runtime_folder,
+)
 
 EPILOG = "Exit codes: " + "; ".join(f"{code.value} {meaning}" for code, meaning in MEANINGS.items()) + "."
 
@@ -27,41 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", envvar="STEPLOOM_CONFIG", help="steploom.toml; without it, the defaults."),
-]
-RuntimeFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--runtime-dir", envvar="STEPLOOM_RUNTIME_DIR", help="Folder of the internal sockets. [up.runtime_dir]"
-    ),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address", "-a", envvar="STEPLOOM_ADDRESS", help="host:port of the gateway; default: the one that runs here."
-    ),
-]
-
-Secure = Annotated[bool, typer.Option("--tls", envvar="STEPLOOM_TLS", help="Connect by TLS; so does --tls-ca.")]
-TlsAuthority = Annotated[
-    Path | None,
-    typer.Option("--tls-ca", envvar="STEPLOOM_TLS_CA", help="Authorities of the gateway's certificate, PEM file."),
-]
-TlsCertificate = Annotated[
-    Path | None, typer.Option("--tls-cert", envvar="STEPLOOM_TLS_CERT", help="Your own certificate, PEM file.")
-]
-TlsKey = Annotated[Path | None, typer.Option("--tls-key", envvar="STEPLOOM_TLS_KEY", help="Its private key, PEM file.")]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file",
-        envvar="STEPLOOM_TOKEN_FILE",
-        help="File with your token; or the token itself in STEPLOOM_TOKEN.",
-    ),
-]
 
 
 class SizeRule(StrEnum):
@@ -125,11 +100,11 @@ def up(
     from steploom.up import run_up
 
     logging_to_stderr()
-    settings = _configuration(config)
-    settings = _override(settings, "gateway", listen=listen, metrics_listen=metrics_listen)
-    settings = _override(settings, "worker", engine=engine, model=model)
-    settings = _override(settings, "up", workers=workers)
-    raise typer.Exit(run_up(settings, _runtime(settings, runtime_dir).path))
+    settings = configuration(config)
+    settings = override(settings, "gateway", listen=listen, metrics_listen=metrics_listen)
+    settings = override(settings, "worker", engine=engine, model=model)
+    settings = override(settings, "up", workers=workers)
+    raise typer.Exit(run_up(settings, runtime_folder(settings, runtime_dir).path))
 
 
 @app.command()
@@ -176,8 +151,8 @@ def edit(
         model=model,
         adapter=adapter,
     )
-    access = _access(tls, tls_ca, tls_cert, tls_key, token_file)
-    gateway = _gateway(address, runtime_dir, access)
+    access = access_of(tls, tls_ca, tls_cert, tls_key, token_file)
+    gateway = gateway_address(address, runtime_dir, access)
     run_edit(EditJob(image, instruction, output, gateway, timeout, options, quiet, access))
 
 
@@ -308,8 +283,8 @@ def status(
     """Show services, slots, queue and rows per tick. Exits with 3 where no request would be taken."""
     from steploom.status import run_status, take_snapshot
 
-    access = _access(tls, tls_ca, tls_cert, tls_key)
-    runtime = _runtime(_configuration(config), runtime_dir)
+    access = access_of(tls, tls_ca, tls_cert, tls_key)
+    runtime = runtime_folder(configuration(config), runtime_dir)
     if is_watched and as_json:
         raise CommandError("--watch is for people, --json for scripts: take one", ExitCode.USAGE)
     if is_watched:
@@ -334,7 +309,7 @@ def show_config(
     from steploom.reference import configuration_page
     from steploom_common.settings import to_toml
 
-    settings = _configuration(config)
+    settings = configuration(config)
     if check:
         print(f"{config or 'the default configuration'} is right")
     elif format is Format.MARKDOWN:
@@ -373,7 +348,7 @@ def new_token(
     from steploom.tokens import run_new_token
 
     limits = {"tiers": tuple(tier or ()), "rate": rate, "burst": burst, "concurrency": concurrency, "admin": admin}
-    path = file or Path(_configuration(config).gateway.tokens)
+    path = file or Path(configuration(config).gateway.tokens)
     run_new_token(path if path.name else None, name, limits)
 
 
@@ -408,74 +383,3 @@ def logging_to_stderr() -> None:
 
 def _say(message: str, hint: str) -> None:
     print(f"steploom: {message}" + (f"\n  {hint}" if hint else ""), file=sys.stderr)
-
-
-def _configuration(path: Path | None) -> SteploomConfig:
-    from steploom.config import read_config
-
-    return read_config(path)
-
-
-def _override(settings: SteploomConfig, table: str, **options: str | int | None) -> SteploomConfig:
-    """`settings` with the options that were given.
-
-    Raises:
-        CommandError: an option is out of its bound; names it as it was typed.
-    """
-    from steploom_common.settings import ConfigError, replace
-
-    try:
-        return replace(settings, **{table: replace(getattr(settings, table), **options)})
-    except ConfigError as error:
-        raise CommandError(f"--{error.key.replace('_', '-')}: {error.problem}", ExitCode.USAGE) from None
-
-
-def _runtime(settings: SteploomConfig, override: Path | None) -> RuntimeDir:
-    import os
-
-    from steploom.runtime import RuntimeDir
-    from steploom_common.runtime import runtime_path
-
-    return RuntimeDir(override or runtime_path(settings.up.runtime_dir, os.environ, os.getuid()))
-
-
-def _access(tls: bool, ca: Path | None, cert: Path | None, key: Path | None, token_file: Path | None = None) -> Access:
-    """What the options and the environment say of certificates and token.
-
-    Raises:
-        CommandError: a file cannot be read or is wrong; names the option.
-    """
-    import os
-
-    from steploom.access import Access, Tls, authorization
-    from steploom_common.settings import ConfigError
-
-    secure = Tls(ca, cert, key) if tls or ca or cert or key else None
-    try:
-        if secure:
-            secure.credentials()
-        token = token_file.read_text().strip() if token_file else os.environ.get("STEPLOOM_TOKEN") or None
-        authorization(token)
-    except ConfigError as error:
-        raise CommandError(f"--{error.key.replace('.', '-')}: {error.problem}", ExitCode.USAGE) from None
-    except OSError as error:
-        raise CommandError(f"--token-file: {token_file} cannot be read: {error.strerror}", ExitCode.USAGE) from None
-    except ValueError as error:
-        raise CommandError(str(error), ExitCode.USAGE) from None
-    return Access(secure, token)
-
-
-def _gateway(address: str | None, runtime_dir: Path | None, access: Access) -> str:
-    """The address that was given, else that of the gateway that runs here, else the default.
-
-    One that runs here and wants certificates is reached by its plain socket, unless there are options for TLS.
-    """
-    from steploom.channel import DEFAULT_ADDRESS
-    from steploom.config import SteploomConfig
-
-    if address:
-        return address
-    services = _runtime(SteploomConfig(), runtime_dir).read_services()
-    if services is None:
-        return DEFAULT_ADDRESS
-    return (services.local if access.tls is None else "") or services.gateway
