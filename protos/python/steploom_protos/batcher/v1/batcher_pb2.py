@@ -26,7 +26,7 @@ from steploom_protos.v1 import image_pb2 as steploom__protos_dot_v1_dot_image__p
 from steploom_protos.worker.v1 import worker_pb2 as steploom__protos_dot_worker_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(steploom_protos/batcher/v1/batcher.proto\x12\x13steploom.batcher.v1\x1a\x1esteploom_protos/v1/image.proto\x1a&steploom_protos/worker/v1/worker.proto\"\x8e\x03\n\rSubmitRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0binstruction\x18\x04 \x01(\t\x12*\n\x06pixels\x18\x05 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels\x12*\n\x06output\x18\x06 \x01(\x0b\x32\x1a.steploom.worker.v1.Region\x12\r\n\x05steps\x18\x07 \x01(\r\x12\x16\n\x0eguidance_scale\x18\x08 \x01(\x02\x12\x1c\n\x14image_guidance_scale\x18\t \x01(\x02\x12\x0c\n\x04seed\x18\n \x01(\x06\x12%\n\x07sampler\x18\x0b \x01(\x0e\x32\x14.steploom.v1.Sampler\x12\x17\n\x0f\x64\x65\x61\x64line_unix_s\x18\x0c \x01(\x01\x12\x15\n\rpreview_every\x18\r \x01(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x0e \x01(\t\x12\x18\n\x10without_progress\x18\x0f \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x10 \x01(\t\"\x93\x04\n\x08JobEvent\x12:\n\x08\x61\x64mitted\x18\x01 \x01(\x0b\x32&.steploom.batcher.v1.JobEvent.AdmittedH\x00\x12\x38\n\x07started\x18\x02 \x01(\x0b\x32%.steploom.batcher.v1.JobEvent.StartedH\x00\x12\x32\n\x04step\x18\x03 \x01(\x0b\x32\".steploom.batcher.v1.JobEvent.StepH\x00\x12:\n\x08\x66inished\x18\x04 \x01(\x0b\x32&.steploom.batcher.v1.JobEvent.FinishedH\x00\x1a\\\n\x08\x41\x64mitted\x12\x13\n\x0bpredicted_s\x18\x01 \x01(\x01\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\x1a\t\n\x07Started\x1aP\n\x04Step\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12+\n\x07preview\x18\x03 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels\x1a]\n\x08\x46inished\x12*\n\x06pixels\x18\x01 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels\x12%\n\x07timings\x18\x02 \x01(\x0b\x32\x14.steploom.v1.TimingsB\x07\n\x05\x65vent\"\x1f\n\rCancelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\twas_alive\x18\x01 \x01(\x08\"\x0f\n\rStatusRequest\"\xbe\t\n\x0eStatusResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.steploom.worker.v1.ModelInfo\x12\x37\n\x05tiers\x18\x02 \x03(\x0b\x32(.steploom.batcher.v1.StatusResponse.Tier\x12\x41\n\x07workers\x18\x03 \x03(\x0b\x32\x30.steploom.batcher.v1.StatusResponse.WorkerStatus\x12\r\n\x05ticks\x18\x04 \x01(\x04\x12\x0c\n\x04rows\x18\x05 \x01(\x04\x12\x1a\n\x12mean_rows_per_tick\x18\x06 \x01(\x01\x12\x10\n\x08\x66inished\x18\x07 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x08 \x01(\x04\x12\x11\n\tcancelled\x18\t \x01(\x04\x12\x41\n\x07refused\x18\n \x03(\x0b\x32\x30.steploom.batcher.v1.StatusResponse.RefusedEntry\x12\x13\n\x0bis_draining\x18\x0b \x01(\x08\x12\x0e\n\x06policy\x18\x0c \x01(\t\x12\x11\n\tsubmitted\x18\r \x01(\x04\x12\x14\n\x0cpadding_rows\x18\x0e \x01(\x01\x12\x0f\n\x07\x65xpired\x18\x0f \x01(\x04\x12\x15\n\rbatcher_cpu_s\x18\x10 \x01(\x01\x1aY\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x12\n\nmax_queued\x18\x04 \x01(\r\x12\x0e\n\x06weight\x18\x05 \x01(\x01\x1ar\n\x08StageUse\x12(\n\x05stage\x18\x01 \x01(\x0e\x32\x19.steploom.worker.v1.Stage\x12\r\n\x05ticks\x18\x02 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x03 \x01(\x01\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12\x0f\n\x07padding\x18\x05 \x01(\x04\x1a-\n\tGapBucket\x12\x11\n\tat_most_s\x18\x01 \x01(\x01\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x1a\xac\x03\n\x0cWorkerStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05is_up\x18\x02 \x01(\x08\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x12\n\nslots_used\x18\x04 \x01(\r\x12\x17\n\x0fticks_in_flight\x18\x05 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x12\n\nlast_error\x18\x07 \x01(\t\x12<\n\x06stages\x18\x08 \x03(\x0b\x32,.steploom.batcher.v1.StatusResponse.StageUse\x12\x43\n\x0c\x64\x65noise_gaps\x18\t \x03(\x0b\x32-.steploom.batcher.v1.StatusResponse.GapBucket\x12.\n\x08progress\x18\n \x01(\x0b\x32\x1c.steploom.worker.v1.Progress\x12*\n\x06memory\x18\x0b \x01(\x0b\x32\x1a.steploom.worker.v1.Memory\x12\x0e\n\x06idle_s\x18\x0c \x01(\x01\x12-\n\x05\x63osts\x18\r \x03(\x0b\x32\x1e.steploom.worker.v1.BucketCost\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x10\n\x0eMetricsRequest\"\x1f\n\x0fMetricsResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x1d\n\x0cTicksRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\"\x8d\x03\n\rTicksResponse\x12\x39\n\x05ticks\x18\x01 \x03(\x0b\x32*.steploom.batcher.v1.TicksResponse.RanTick\x12\x0c\n\x04last\x18\x02 \x01(\x04\x12\x0c\n\x04lost\x18\x03 \x01(\x04\x1a\x32\n\x04Part\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\r\x1a\xf0\x01\n\x07RanTick\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12(\n\x05stage\x18\x02 \x01(\x0e\x32\x19.steploom.worker.v1.Stage\x12.\n\x06status\x18\x03 \x01(\x0e\x32\x1e.steploom.worker.v1.TickStatus\x12\x14\n\x0cstart_unix_s\x18\x04 \x01(\x01\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x0c\n\x04rows\x18\x06 \x01(\r\x12\x0e\n\x06\x62ucket\x18\x07 \x01(\r\x12\x36\n\x05parts\x18\x08 \x03(\x0b\x32\'.steploom.batcher.v1.TicksResponse.Part\"\x0e\n\x0c\x44rainRequest\"#\n\rDrainResponse\x12\x12\n\nunfinished\x18\x01 \x01(\r2\xf4\x03\n\x07\x42\x61tcher\x12M\n\x06Submit\x12\".steploom.batcher.v1.SubmitRequest\x1a\x1d.steploom.batcher.v1.JobEvent0\x01\x12Q\n\x06\x43\x61ncel\x12\".steploom.batcher.v1.CancelRequest\x1a#.steploom.batcher.v1.CancelResponse\x12Q\n\x06Status\x12\".steploom.batcher.v1.StatusRequest\x1a#.steploom.batcher.v1.StatusResponse\x12T\n\x07Metrics\x12#.steploom.batcher.v1.MetricsRequest\x1a$.steploom.batcher.v1.MetricsResponse\x12N\n\x05Ticks\x12!.steploom.batcher.v1.TicksRequest\x1a\".steploom.batcher.v1.TicksResponse\x12N\n\x05\x44rain\x12!.steploom.batcher.v1.DrainRequest\x1a\".steploom.batcher.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(steploom_protos/batcher/v1/batcher.proto\x12\x13steploom.batcher.v1\x1a\x1esteploom_protos/v1/image.proto\x1a&steploom_protos/worker/v1/worker.proto\"\x8e\x03\n\rSubmitRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04tier\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x13\n\x0binstruction\x18\x04 \x01(\t\x12*\n\x06pixels\x18\x05 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels\x12*\n\x06output\x18\x06 \x01(\x0b\x32\x1a.steploom.worker.v1.Region\x12\r\n\x05steps\x18\x07 \x01(\r\x12\x16\n\x0eguidance_scale\x18\x08 \x01(\x02\x12\x1c\n\x14image_guidance_scale\x18\t \x01(\x02\x12\x0c\n\x04seed\x18\n \x01(\x06\x12%\n\x07sampler\x18\x0b \x01(\x0e\x32\x14.steploom.v1.Sampler\x12\x17\n\x0f\x64\x65\x61\x64line_unix_s\x18\x0c \x01(\x01\x12\x15\n\rpreview_every\x18\r \x01(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x0e \x01(\t\x12\x18\n\x10without_progress\x18\x0f \x01(\x08\x12\x0e\n\x06\x63\x61ller\x18\x10 \x01(\t\"\x93\x04\n\x08JobEvent\x12:\n\x08\x61\x64mitted\x18\x01 \x01(\x0b\x32&.steploom.batcher.v1.JobEvent.AdmittedH\x00\x12\x38\n\x07started\x18\x02 \x01(\x0b\x32%.steploom.batcher.v1.JobEvent.StartedH\x00\x12\x32\n\x04step\x18\x03 \x01(\x0b\x32\".steploom.batcher.v1.JobEvent.StepH\x00\x12:\n\x08\x66inished\x18\x04 \x01(\x0b\x32&.steploom.batcher.v1.JobEvent.FinishedH\x00\x1a\\\n\x08\x41\x64mitted\x12\x13\n\x0bpredicted_s\x18\x01 \x01(\x01\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x05 \x01(\t\x1a\t\n\x07Started\x1aP\n\x04Step\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12+\n\x07preview\x18\x03 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels\x1a]\n\x08\x46inished\x12*\n\x06pixels\x18\x01 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels\x12%\n\x07timings\x18\x02 \x01(\x0b\x32\x14.steploom.v1.TimingsB\x07\n\x05\x65vent\"\x1f\n\rCancelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\twas_alive\x18\x01 \x01(\x08\"\x0f\n\rStatusRequest\"-\n\x0e\x41\x64\x61pterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x11\n\x0f\x41\x64\x61pterResponse\"_\n\rAdapterStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x05state\x18\x02 \x01(\x0e\x32!.steploom.batcher.v1.AdapterState\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xf4\t\n\x0eStatusResponse\x12,\n\x05model\x18\x01 \x01(\x0b\x32\x1d.steploom.worker.v1.ModelInfo\x12\x37\n\x05tiers\x18\x02 \x03(\x0b\x32(.steploom.batcher.v1.StatusResponse.Tier\x12\x41\n\x07workers\x18\x03 \x03(\x0b\x32\x30.steploom.batcher.v1.StatusResponse.WorkerStatus\x12\r\n\x05ticks\x18\x04 \x01(\x04\x12\x0c\n\x04rows\x18\x05 \x01(\x04\x12\x1a\n\x12mean_rows_per_tick\x18\x06 \x01(\x01\x12\x10\n\x08\x66inished\x18\x07 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x08 \x01(\x04\x12\x11\n\tcancelled\x18\t \x01(\x04\x12\x41\n\x07refused\x18\n \x03(\x0b\x32\x30.steploom.batcher.v1.StatusResponse.RefusedEntry\x12\x13\n\x0bis_draining\x18\x0b \x01(\x08\x12\x0e\n\x06policy\x18\x0c \x01(\t\x12\x11\n\tsubmitted\x18\r \x01(\x04\x12\x14\n\x0cpadding_rows\x18\x0e \x01(\x01\x12\x0f\n\x07\x65xpired\x18\x0f \x01(\x04\x12\x15\n\rbatcher_cpu_s\x18\x10 \x01(\x01\x12\x34\n\x08\x61\x64\x61pters\x18\x11 \x03(\x0b\x32\".steploom.batcher.v1.AdapterStatus\x1aY\n\x04Tier\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06queued\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x12\n\nmax_queued\x18\x04 \x01(\r\x12\x0e\n\x06weight\x18\x05 \x01(\x01\x1ar\n\x08StageUse\x12(\n\x05stage\x18\x01 \x01(\x0e\x32\x19.steploom.worker.v1.Stage\x12\r\n\x05ticks\x18\x02 \x01(\x04\x12\x0e\n\x06\x62usy_s\x18\x03 \x01(\x01\x12\x0c\n\x04rows\x18\x04 \x01(\x04\x12\x0f\n\x07padding\x18\x05 \x01(\x04\x1a-\n\tGapBucket\x12\x11\n\tat_most_s\x18\x01 \x01(\x01\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x1a\xac\x03\n\x0cWorkerStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05is_up\x18\x02 \x01(\x08\x12\r\n\x05slots\x18\x03 \x01(\r\x12\x12\n\nslots_used\x18\x04 \x01(\r\x12\x17\n\x0fticks_in_flight\x18\x05 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x12\n\nlast_error\x18\x07 \x01(\t\x12<\n\x06stages\x18\x08 \x03(\x0b\x32,.steploom.batcher.v1.StatusResponse.StageUse\x12\x43\n\x0c\x64\x65noise_gaps\x18\t \x03(\x0b\x32-.steploom.batcher.v1.StatusResponse.GapBucket\x12.\n\x08progress\x18\n \x01(\x0b\x32\x1c.steploom.worker.v1.Progress\x12*\n\x06memory\x18\x0b \x01(\x0b\x32\x1a.steploom.worker.v1.Memory\x12\x0e\n\x06idle_s\x18\x0c \x01(\x01\x12-\n\x05\x63osts\x18\r \x03(\x0b\x32\x1e.steploom.worker.v1.BucketCost\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x10\n\x0eMetricsRequest\"\x1f\n\x0fMetricsResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x1d\n\x0cTicksRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\"\x8d\x03\n\rTicksResponse\x12\x39\n\x05ticks\x18\x01 \x03(\x0b\x32*.steploom.batcher.v1.TicksResponse.RanTick\x12\x0c\n\x04last\x18\x02 \x01(\x04\x12\x0c\n\x04lost\x18\x03 \x01(\x04\x1a\x32\n\x04Part\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\r\x1a\xf0\x01\n\x07RanTick\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12(\n\x05stage\x18\x02 \x01(\x0e\x32\x19.steploom.worker.v1.Stage\x12.\n\x06status\x18\x03 \x01(\x0e\x32\x1e.steploom.worker.v1.TickStatus\x12\x14\n\x0cstart_unix_s\x18\x04 \x01(\x01\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\x12\x0c\n\x04rows\x18\x06 \x01(\r\x12\x0e\n\x06\x62ucket\x18\x07 \x01(\r\x12\x36\n\x05parts\x18\x08 \x03(\x0b\x32\'.steploom.batcher.v1.TicksResponse.Part\"\x0e\n\x0c\x44rainRequest\"#\n\rDrainResponse\x12\x12\n\nunfinished\x18\x01 \x01(\r*\x9d\x01\n\x0c\x41\x64\x61pterState\x12\x1d\n\x19\x41\x44\x41PTER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41\x44\x41PTER_STATE_LOADING\x10\x01\x12\x17\n\x13\x41\x44\x41PTER_STATE_READY\x10\x02\x12\x1b\n\x17\x41\x44\x41PTER_STATE_UNLOADING\x10\x03\x12\x1d\n\x19\x41\x44\x41PTER_STATE_UNAVAILABLE\x10\x04\x32\xaa\x05\n\x07\x42\x61tcher\x12M\n\x06Submit\x12\".steploom.batcher.v1.SubmitRequest\x1a\x1d.steploom.batcher.v1.JobEvent0\x01\x12Q\n\x06\x43\x61ncel\x12\".steploom.batcher.v1.CancelRequest\x1a#.steploom.batcher.v1.CancelResponse\x12Q\n\x06Status\x12\".steploom.batcher.v1.StatusRequest\x1a#.steploom.batcher.v1.StatusResponse\x12T\n\x07Metrics\x12#.steploom.batcher.v1.MetricsRequest\x1a$.steploom.batcher.v1.MetricsResponse\x12N\n\x05Ticks\x12!.steploom.batcher.v1.TicksRequest\x1a\".steploom.batcher.v1.TicksResponse\x12X\n\x0bLoadAdapter\x12#.steploom.batcher.v1.AdapterRequest\x1a$.steploom.batcher.v1.AdapterResponse\x12Z\n\rUnloadAdapter\x12#.steploom.batcher.v1.AdapterRequest\x1a$.steploom.batcher.v1.AdapterResponse\x12N\n\x05\x44rain\x12!.steploom.batcher.v1.DrainRequest\x1a\".steploom.batcher.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATUSRESPONSE_REFUSEDENTRY']._loaded_options = None
   _globals['_STATUSRESPONSE_REFUSEDENTRY']._serialized_options = b'8\001'
+  _globals['_ADAPTERSTATE']._serialized_start=3129
+  _globals['_ADAPTERSTATE']._serialized_end=3286
   _globals['_SUBMITREQUEST']._serialized_start=138
   _globals['_SUBMITREQUEST']._serialized_end=536
   _globals['_JOBEVENT']._serialized_start=539
@@ -53,34 +55,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELRESPONSE']._serialized_end=1140
   _globals['_STATUSREQUEST']._serialized_start=1142
   _globals['_STATUSREQUEST']._serialized_end=1157
-  _globals['_STATUSRESPONSE']._serialized_start=1160
-  _globals['_STATUSRESPONSE']._serialized_end=2374
-  _globals['_STATUSRESPONSE_TIER']._serialized_start=1643
-  _globals['_STATUSRESPONSE_TIER']._serialized_end=1732
-  _globals['_STATUSRESPONSE_STAGEUSE']._serialized_start=1734
-  _globals['_STATUSRESPONSE_STAGEUSE']._serialized_end=1848
-  _globals['_STATUSRESPONSE_GAPBUCKET']._serialized_start=1850
-  _globals['_STATUSRESPONSE_GAPBUCKET']._serialized_end=1895
-  _globals['_STATUSRESPONSE_WORKERSTATUS']._serialized_start=1898
-  _globals['_STATUSRESPONSE_WORKERSTATUS']._serialized_end=2326
-  _globals['_STATUSRESPONSE_REFUSEDENTRY']._serialized_start=2328
-  _globals['_STATUSRESPONSE_REFUSEDENTRY']._serialized_end=2374
-  _globals['_METRICSREQUEST']._serialized_start=2376
-  _globals['_METRICSREQUEST']._serialized_end=2392
-  _globals['_METRICSRESPONSE']._serialized_start=2394
-  _globals['_METRICSRESPONSE']._serialized_end=2425
-  _globals['_TICKSREQUEST']._serialized_start=2427
-  _globals['_TICKSREQUEST']._serialized_end=2456
-  _globals['_TICKSRESPONSE']._serialized_start=2459
-  _globals['_TICKSRESPONSE']._serialized_end=2856
-  _globals['_TICKSRESPONSE_PART']._serialized_start=2563
-  _globals['_TICKSRESPONSE_PART']._serialized_end=2613
-  _globals['_TICKSRESPONSE_RANTICK']._serialized_start=2616
-  _globals['_TICKSRESPONSE_RANTICK']._serialized_end=2856
-  _globals['_DRAINREQUEST']._serialized_start=2858
-  _globals['_DRAINREQUEST']._serialized_end=2872
-  _globals['_DRAINRESPONSE']._serialized_start=2874
-  _globals['_DRAINRESPONSE']._serialized_end=2909
-  _globals['_BATCHER']._serialized_start=2912
-  _globals['_BATCHER']._serialized_end=3412
+  _globals['_ADAPTERREQUEST']._serialized_start=1159
+  _globals['_ADAPTERREQUEST']._serialized_end=1204
+  _globals['_ADAPTERRESPONSE']._serialized_start=1206
+  _globals['_ADAPTERRESPONSE']._serialized_end=1223
+  _globals['_ADAPTERSTATUS']._serialized_start=1225
+  _globals['_ADAPTERSTATUS']._serialized_end=1320
+  _globals['_STATUSRESPONSE']._serialized_start=1323
+  _globals['_STATUSRESPONSE']._serialized_end=2591
+  _globals['_STATUSRESPONSE_TIER']._serialized_start=1860
+  _globals['_STATUSRESPONSE_TIER']._serialized_end=1949
+  _globals['_STATUSRESPONSE_STAGEUSE']._serialized_start=1951
+  _globals['_STATUSRESPONSE_STAGEUSE']._serialized_end=2065
+  _globals['_STATUSRESPONSE_GAPBUCKET']._serialized_start=2067
+  _globals['_STATUSRESPONSE_GAPBUCKET']._serialized_end=2112
+  _globals['_STATUSRESPONSE_WORKERSTATUS']._serialized_start=2115
+  _globals['_STATUSRESPONSE_WORKERSTATUS']._serialized_end=2543
+  _globals['_STATUSRESPONSE_REFUSEDENTRY']._serialized_start=2545
+  _globals['_STATUSRESPONSE_REFUSEDENTRY']._serialized_end=2591
+  _globals['_METRICSREQUEST']._serialized_start=2593
+  _globals['_METRICSREQUEST']._serialized_end=2609
+  _globals['_METRICSRESPONSE']._serialized_start=2611
+  _globals['_METRICSRESPONSE']._serialized_end=2642
+  _globals['_TICKSREQUEST']._serialized_start=2644
+  _globals['_TICKSREQUEST']._serialized_end=2673
+  _globals['_TICKSRESPONSE']._serialized_start=2676
+  _globals['_TICKSRESPONSE']._serialized_end=3073
+  _globals['_TICKSRESPONSE_PART']._serialized_start=2780
+  _globals['_TICKSRESPONSE_PART']._serialized_end=2830
+  _globals['_TICKSRESPONSE_RANTICK']._serialized_start=2833
+  _globals['_TICKSRESPONSE_RANTICK']._serialized_end=3073
+  _globals['_DRAINREQUEST']._serialized_start=3075
+  _globals['_DRAINREQUEST']._serialized_end=3089
+  _globals['_DRAINRESPONSE']._serialized_start=3091
+  _globals['_DRAINRESPONSE']._serialized_end=3126
+  _globals['_BATCHER']._serialized_start=3289
+  _globals['_BATCHER']._serialized_end=3971
 # @@protoc_insertion_point(module_scope)

@@ -1,12 +1,26 @@
 from steploom_protos.v1 import image_pb2 as _image_pb2
 from steploom_protos.worker.v1 import worker_pb2 as _worker_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class AdapterState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_STATE_UNSPECIFIED: _ClassVar[AdapterState]
+    ADAPTER_STATE_LOADING: _ClassVar[AdapterState]
+    ADAPTER_STATE_READY: _ClassVar[AdapterState]
+    ADAPTER_STATE_UNLOADING: _ClassVar[AdapterState]
+    ADAPTER_STATE_UNAVAILABLE: _ClassVar[AdapterState]
+ADAPTER_STATE_UNSPECIFIED: AdapterState
+ADAPTER_STATE_LOADING: AdapterState
+ADAPTER_STATE_READY: AdapterState
+ADAPTER_STATE_UNLOADING: AdapterState
+ADAPTER_STATE_UNAVAILABLE: AdapterState
 
 class SubmitRequest(_message.Message):
     __slots__ = ("job_id", "tier", "model", "instruction", "pixels", "output", "steps", "guidance_scale", "image_guidance_scale", "seed", "sampler", "deadline_unix_s", "preview_every", "adapter", "without_progress", "caller")
@@ -104,8 +118,30 @@ class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class AdapterRequest(_message.Message):
+    __slots__ = ("model", "name")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    name: str
+    def __init__(self, model: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class AdapterResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AdapterStatus(_message.Message):
+    __slots__ = ("name", "state", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: AdapterState
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[AdapterState, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
 class StatusResponse(_message.Message):
-    __slots__ = ("model", "tiers", "workers", "ticks", "rows", "mean_rows_per_tick", "finished", "failed", "cancelled", "refused", "is_draining", "policy", "submitted", "padding_rows", "expired", "batcher_cpu_s")
+    __slots__ = ("model", "tiers", "workers", "ticks", "rows", "mean_rows_per_tick", "finished", "failed", "cancelled", "refused", "is_draining", "policy", "submitted", "padding_rows", "expired", "batcher_cpu_s", "adapters")
     class Tier(_message.Message):
         __slots__ = ("name", "queued", "running", "max_queued", "weight")
         NAME_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +227,7 @@ class StatusResponse(_message.Message):
     PADDING_ROWS_FIELD_NUMBER: _ClassVar[int]
     EXPIRED_FIELD_NUMBER: _ClassVar[int]
     BATCHER_CPU_S_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     model: _worker_pb2.ModelInfo
     tiers: _containers.RepeatedCompositeFieldContainer[StatusResponse.Tier]
     workers: _containers.RepeatedCompositeFieldContainer[StatusResponse.WorkerStatus]
@@ -207,7 +244,8 @@ class StatusResponse(_message.Message):
     padding_rows: float
     expired: int
     batcher_cpu_s: float
-    def __init__(self, model: _Optional[_Union[_worker_pb2.ModelInfo, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[StatusResponse.Tier, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[StatusResponse.WorkerStatus, _Mapping]]] = ..., ticks: _Optional[int] = ..., rows: _Optional[int] = ..., mean_rows_per_tick: _Optional[float] = ..., finished: _Optional[int] = ..., failed: _Optional[int] = ..., cancelled: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., is_draining: _Optional[bool] = ..., policy: _Optional[str] = ..., submitted: _Optional[int] = ..., padding_rows: _Optional[float] = ..., expired: _Optional[int] = ..., batcher_cpu_s: _Optional[float] = ...) -> None: ...
+    adapters: _containers.RepeatedCompositeFieldContainer[AdapterStatus]
+    def __init__(self, model: _Optional[_Union[_worker_pb2.ModelInfo, _Mapping]] = ..., tiers: _Optional[_Iterable[_Union[StatusResponse.Tier, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[StatusResponse.WorkerStatus, _Mapping]]] = ..., ticks: _Optional[int] = ..., rows: _Optional[int] = ..., mean_rows_per_tick: _Optional[float] = ..., finished: _Optional[int] = ..., failed: _Optional[int] = ..., cancelled: _Optional[int] = ..., refused: _Optional[_Mapping[str, int]] = ..., is_draining: _Optional[bool] = ..., policy: _Optional[str] = ..., submitted: _Optional[int] = ..., padding_rows: _Optional[float] = ..., expired: _Optional[int] = ..., batcher_cpu_s: _Optional[float] = ..., adapters: _Optional[_Iterable[_Union[AdapterStatus, _Mapping]]] = ...) -> None: ...
 
 class MetricsRequest(_message.Message):
     __slots__ = ()

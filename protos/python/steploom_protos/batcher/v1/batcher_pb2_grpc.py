@@ -59,6 +59,16 @@ class BatcherStub:
                 request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.TicksRequest.SerializeToString,
                 response_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.TicksResponse.FromString,
                 _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/steploom.batcher.v1.Batcher/LoadAdapter',
+                request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.AdapterRequest.SerializeToString,
+                response_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.AdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/steploom.batcher.v1.Batcher/UnloadAdapter',
+                request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.AdapterRequest.SerializeToString,
+                response_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.AdapterResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/steploom.batcher.v1.Batcher/Drain',
                 request_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.DrainRequest.SerializeToString,
@@ -106,6 +116,22 @@ class BatcherServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadAdapter(self, request, context):
+        """Loads an adapter of the model directory into every worker of a model, or changed files of one that is there. Returns
+        when jobs can have it. Fails with NOT_FOUND where there is none of that name, and with FAILED_PRECONDITION where it
+        cannot be had; what was offered before still is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """Offers an adapter no more. Jobs that have it end with it; then the workers forget it. Nothing where it is unloaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Stops admission; returns when the last job has ended, or at the deadline of the call.
         """
@@ -140,6 +166,16 @@ def add_BatcherServicer_to_server(servicer, server):
                     servicer.Ticks,
                     request_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.TicksRequest.FromString,
                     response_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.TicksResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.AdapterRequest.FromString,
+                    response_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.AdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.AdapterRequest.FromString,
+                    response_serializer=steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.AdapterResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -282,6 +318,60 @@ class Batcher:
             '/steploom.batcher.v1.Batcher/Ticks',
             steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.TicksRequest.SerializeToString,
             steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.TicksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steploom.batcher.v1.Batcher/LoadAdapter',
+            steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.AdapterRequest.SerializeToString,
+            steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.AdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/steploom.batcher.v1.Batcher/UnloadAdapter',
+            steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.AdapterRequest.SerializeToString,
+            steploom__protos_dot_batcher_dot_v1_dot_batcher__pb2.AdapterResponse.FromString,
             options,
             channel_credentials,
             insecure,

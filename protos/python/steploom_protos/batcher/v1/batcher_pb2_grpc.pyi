@@ -45,6 +45,13 @@ class BatcherStub:
     """What has been counted since the batcher's start, for a gateway that shows it beside its own."""
     Ticks: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.TicksRequest, _batcher_pb2.TicksResponse]
     """The latest ticks that are back, for pictures of what a device did when. So many are kept, and no more."""
+    LoadAdapter: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.AdapterRequest, _batcher_pb2.AdapterResponse]
+    """Loads an adapter of the model directory into every worker of a model, or changed files of one that is there. Returns
+    when jobs can have it. Fails with NOT_FOUND where there is none of that name, and with FAILED_PRECONDITION where it
+    cannot be had; what was offered before still is.
+    """
+    UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.AdapterRequest, _batcher_pb2.AdapterResponse]
+    """Offers an adapter no more. Jobs that have it end with it; then the workers forget it. Nothing where it is unloaded."""
     Drain: _grpc.UnaryUnaryMultiCallable[_batcher_pb2.DrainRequest, _batcher_pb2.DrainResponse]
     """Stops admission; returns when the last job has ended, or at the deadline of the call."""
 
@@ -65,6 +72,13 @@ class BatcherAsyncStub(BatcherStub):
     """What has been counted since the batcher's start, for a gateway that shows it beside its own."""
     Ticks: _aio.UnaryUnaryMultiCallable[_batcher_pb2.TicksRequest, _batcher_pb2.TicksResponse]  # type: ignore[assignment]
     """The latest ticks that are back, for pictures of what a device did when. So many are kept, and no more."""
+    LoadAdapter: _aio.UnaryUnaryMultiCallable[_batcher_pb2.AdapterRequest, _batcher_pb2.AdapterResponse]  # type: ignore[assignment]
+    """Loads an adapter of the model directory into every worker of a model, or changed files of one that is there. Returns
+    when jobs can have it. Fails with NOT_FOUND where there is none of that name, and with FAILED_PRECONDITION where it
+    cannot be had; what was offered before still is.
+    """
+    UnloadAdapter: _aio.UnaryUnaryMultiCallable[_batcher_pb2.AdapterRequest, _batcher_pb2.AdapterResponse]  # type: ignore[assignment]
+    """Offers an adapter no more. Jobs that have it end with it; then the workers forget it. Nothing where it is unloaded."""
     Drain: _aio.UnaryUnaryMultiCallable[_batcher_pb2.DrainRequest, _batcher_pb2.DrainResponse]  # type: ignore[assignment]
     """Stops admission; returns when the last job has ended, or at the deadline of the call."""
 
@@ -112,6 +126,25 @@ class BatcherServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_batcher_pb2.TicksResponse, _abc.Awaitable[_batcher_pb2.TicksResponse]]:
         """The latest ticks that are back, for pictures of what a device did when. So many are kept, and no more."""
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _batcher_pb2.AdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batcher_pb2.AdapterResponse, _abc.Awaitable[_batcher_pb2.AdapterResponse]]:
+        """Loads an adapter of the model directory into every worker of a model, or changed files of one that is there. Returns
+        when jobs can have it. Fails with NOT_FOUND where there is none of that name, and with FAILED_PRECONDITION where it
+        cannot be had; what was offered before still is.
+        """
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _batcher_pb2.AdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_batcher_pb2.AdapterResponse, _abc.Awaitable[_batcher_pb2.AdapterResponse]]:
+        """Offers an adapter no more. Jobs that have it end with it; then the workers forget it. Nothing where it is unloaded."""
 
     @_abc_1.abstractmethod
     def Drain(

@@ -55,19 +55,23 @@ class Pixels(_message.Message):
     def __init__(self, height: _Optional[int] = ..., width: _Optional[int] = ..., inline: _Optional[bytes] = ..., region: _Optional[_Union[Region, _Mapping]] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("admit", "tick", "release", "more")
+    __slots__ = ("admit", "tick", "release", "load_adapter", "drop_adapter", "more")
     ADMIT_FIELD_NUMBER: _ClassVar[int]
     TICK_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    DROP_ADAPTER_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     admit: Admit
     tick: Tick
     release: Release
+    load_adapter: LoadAdapter
+    drop_adapter: DropAdapter
     more: _containers.RepeatedCompositeFieldContainer[Command]
-    def __init__(self, admit: _Optional[_Union[Admit, _Mapping]] = ..., tick: _Optional[_Union[Tick, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., more: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
+    def __init__(self, admit: _Optional[_Union[Admit, _Mapping]] = ..., tick: _Optional[_Union[Tick, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., load_adapter: _Optional[_Union[LoadAdapter, _Mapping]] = ..., drop_adapter: _Optional[_Union[DropAdapter, _Mapping]] = ..., more: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
 
 class Admit(_message.Message):
-    __slots__ = ("job_id", "slot", "instruction", "pixels", "output", "steps", "guidance_scale", "image_guidance_scale", "seed", "sampler", "preview_every", "adapter")
+    __slots__ = ("job_id", "slot", "instruction", "pixels", "output", "steps", "guidance_scale", "image_guidance_scale", "seed", "sampler", "preview_every", "adapter", "adapter_digest")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +84,7 @@ class Admit(_message.Message):
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
     PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     slot: int
     instruction: str
@@ -92,7 +97,8 @@ class Admit(_message.Message):
     sampler: _image_pb2.Sampler
     preview_every: int
     adapter: str
-    def __init__(self, job_id: _Optional[str] = ..., slot: _Optional[int] = ..., instruction: _Optional[str] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., output: _Optional[_Union[Region, _Mapping]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., image_guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[_image_pb2.Sampler, str]] = ..., preview_every: _Optional[int] = ..., adapter: _Optional[str] = ...) -> None: ...
+    adapter_digest: str
+    def __init__(self, job_id: _Optional[str] = ..., slot: _Optional[int] = ..., instruction: _Optional[str] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., output: _Optional[_Union[Region, _Mapping]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., image_guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[_image_pb2.Sampler, str]] = ..., preview_every: _Optional[int] = ..., adapter: _Optional[str] = ..., adapter_digest: _Optional[str] = ...) -> None: ...
 
 class Tick(_message.Message):
     __slots__ = ("tick_id", "stage", "bucket", "slots", "steps")
@@ -114,19 +120,57 @@ class Release(_message.Message):
     slot: int
     def __init__(self, slot: _Optional[int] = ...) -> None: ...
 
+class LoadAdapter(_message.Message):
+    __slots__ = ("change_id", "name", "at_once")
+    CHANGE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    AT_ONCE_FIELD_NUMBER: _ClassVar[int]
+    change_id: int
+    name: str
+    at_once: bool
+    def __init__(self, change_id: _Optional[int] = ..., name: _Optional[str] = ..., at_once: _Optional[bool] = ...) -> None: ...
+
+class DropAdapter(_message.Message):
+    __slots__ = ("change_id", "name", "digest")
+    CHANGE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    change_id: int
+    name: str
+    digest: str
+    def __init__(self, change_id: _Optional[int] = ..., name: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class AdapterChanged(_message.Message):
+    __slots__ = ("change_id", "error", "is_missing", "digest", "adapters", "memory")
+    CHANGE_ID_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    IS_MISSING_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    change_id: int
+    error: str
+    is_missing: bool
+    digest: str
+    adapters: _containers.RepeatedCompositeFieldContainer[Adapter]
+    memory: Memory
+    def __init__(self, change_id: _Optional[int] = ..., error: _Optional[str] = ..., is_missing: _Optional[bool] = ..., digest: _Optional[str] = ..., adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ..., memory: _Optional[_Union[Memory, _Mapping]] = ...) -> None: ...
+
 class Report(_message.Message):
-    __slots__ = ("ready", "tick_done", "prepared", "leaving", "preparing")
+    __slots__ = ("ready", "tick_done", "prepared", "leaving", "preparing", "adapter_changed")
     READY_FIELD_NUMBER: _ClassVar[int]
     TICK_DONE_FIELD_NUMBER: _ClassVar[int]
     PREPARED_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     PREPARING_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_CHANGED_FIELD_NUMBER: _ClassVar[int]
     ready: Ready
     tick_done: TickDone
     prepared: Prepared
     leaving: Leaving
     preparing: Preparing
-    def __init__(self, ready: _Optional[_Union[Ready, _Mapping]] = ..., tick_done: _Optional[_Union[TickDone, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., preparing: _Optional[_Union[Preparing, _Mapping]] = ...) -> None: ...
+    adapter_changed: AdapterChanged
+    def __init__(self, ready: _Optional[_Union[Ready, _Mapping]] = ..., tick_done: _Optional[_Union[TickDone, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, _Mapping]] = ..., preparing: _Optional[_Union[Preparing, _Mapping]] = ..., adapter_changed: _Optional[_Union[AdapterChanged, _Mapping]] = ...) -> None: ...
 
 class Leaving(_message.Message):
     __slots__ = ()
@@ -137,7 +181,7 @@ class Preparing(_message.Message):
     def __init__(self) -> None: ...
 
 class Adapter(_message.Message):
-    __slots__ = ("name", "max_steps", "is_guidance_distilled", "min_guidance_scale", "max_guidance_scale", "min_image_guidance_scale", "max_image_guidance_scale")
+    __slots__ = ("name", "max_steps", "is_guidance_distilled", "min_guidance_scale", "max_guidance_scale", "min_image_guidance_scale", "max_image_guidance_scale", "digest")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MAX_STEPS_FIELD_NUMBER: _ClassVar[int]
     IS_GUIDANCE_DISTILLED_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +189,7 @@ class Adapter(_message.Message):
     MAX_GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
     MIN_IMAGE_GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_GUIDANCE_SCALE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     max_steps: int
     is_guidance_distilled: bool
@@ -152,7 +197,8 @@ class Adapter(_message.Message):
     max_guidance_scale: float
     min_image_guidance_scale: float
     max_image_guidance_scale: float
-    def __init__(self, name: _Optional[str] = ..., max_steps: _Optional[int] = ..., is_guidance_distilled: _Optional[bool] = ..., min_guidance_scale: _Optional[float] = ..., max_guidance_scale: _Optional[float] = ..., min_image_guidance_scale: _Optional[float] = ..., max_image_guidance_scale: _Optional[float] = ...) -> None: ...
+    digest: str
+    def __init__(self, name: _Optional[str] = ..., max_steps: _Optional[int] = ..., is_guidance_distilled: _Optional[bool] = ..., min_guidance_scale: _Optional[float] = ..., max_guidance_scale: _Optional[float] = ..., min_image_guidance_scale: _Optional[float] = ..., max_image_guidance_scale: _Optional[float] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
     __slots__ = ("name", "height", "width", "max_steps", "default_guidance_scale", "default_image_guidance_scale", "default_sampler", "adapters", "latent_shape", "digest")
