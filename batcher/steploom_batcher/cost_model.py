@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Any
 
 from steploom_batcher.types import Stage, StageCosts
 
@@ -27,6 +27,9 @@ class CostModel:
         costs: seconds of each bucket of each stage.
         max_rows: buckets above it are not used.
 
+    Attributes:
+        derived: what others have made of the table and want to find again; emptied when an estimate changes.
+
     Raises:
         ValueError: a stage has no usable bucket.
     """
@@ -34,11 +37,18 @@ class CostModel:
     def __init__(self, costs: StageCosts, max_rows: int) -> None:
         self._seconds: dict[Stage, dict[int, float]] = {}
         self._buckets: dict[Stage, list[int]] = {}
+        self._bucket_of: dict[Stage, list[int]] = {}  # by rows
+        # What follows from the estimates is asked for many times a tick, and changes once a tick at most.
+        self._row_s: dict[Stage, float] = {}
+        self._full: dict[tuple[Stage, float], int] = {}
+        self._settled: set[Stage] = set()  # their estimates do not contradict each other
+        self.derived: dict[Any, Any] = {}
         for stage in Stage:
             buckets = sorted(bucket for bucket in costs.get(stage, {}) if bucket <= max_rows)
             if not buckets:
                 raise ValueError(f"the worker has no {stage.name.lower()} bucket of at most {max_rows} rows")
             self._buckets[stage] = buckets
+            self._bucket_of[stage] = [next(item for item in buckets if item >= rows) for rows in range(buckets[-1] + 1)]
             self._seconds[stage] = {bucket: max(_FLOOR_S, costs[stage][bucket]) for bucket in buckets}
 
     def __repr__(self) -> str:
@@ -54,21 +64,30 @@ class CostModel:
 
     def bucket(self, stage: Stage, rows: int) -> int:
         """The smallest bucket that holds `rows`; the largest there is where none does."""
-        buckets = self._buckets[stage]
-        return buckets[min(bisect_left(buckets, rows), len(buckets) - 1)]
+        buckets = self._bucket_of[stage]
+        return buckets[rows] if rows < len(buckets) else buckets[-1]
 
     def seconds(self, stage: Stage, rows: int) -> float:
         """Predicted time of a tick of `rows`."""
-        return self._seconds[stage][self.bucket(stage, rows)]
+        buckets = self._bucket_of[stage]
+        return self._seconds[stage][buckets[rows] if rows < len(buckets) else buckets[-1]]
 
     def seconds_per_row(self, stage: Stage) -> float:
         """At the bucket where a row is cheapest: what a row adds to a busy device."""
-        return min(seconds / bucket for bucket, seconds in self._seconds[stage].items())
+        known = self._row_s.get(stage)
+        if known is None:
+            known = min(seconds / bucket for bucket, seconds in self._seconds[stage].items())
+            self._row_s[stage] = known
+        return known
 
     def full_bucket(self, stage: Stage, gain: float) -> int:
         """The smallest bucket whose cost per row is within `gain` of the least: more rows hardly pay."""
-        bound = (1.0 + gain) * self.seconds_per_row(stage)
-        return next(bucket for bucket, seconds in self._seconds[stage].items() if seconds / bucket <= bound)
+        known = self._full.get((stage, gain))
+        if known is None:
+            bound = (1.0 + gain) * self.seconds_per_row(stage)
+            known = next(bucket for bucket, seconds in self._seconds[stage].items() if seconds / bucket <= bound)
+            self._full[stage, gain] = known
+        return known
 
     def best_bucket(self, stage: Stage, rows: int, gain: float) -> int:
         """The bucket to fill when `rows` are ready: where they cost least each, up to the full one."""
@@ -99,6 +118,12 @@ class CostModel:
 
     def _set(self, stage: Stage, bucket: int, seconds: float) -> None:
         table = self._seconds[stage]
+        if table[bucket] == seconds and stage in self._settled:
+            return
+        self._settled.add(stage)
+        self._row_s.pop(stage, None)
+        self._full.clear()
+        self.derived.clear()
         table[bucket] = seconds
         for other, estimate in table.items():
             table[other] = min(estimate, table[bucket]) if other < bucket else max(estimate, table[bucket])

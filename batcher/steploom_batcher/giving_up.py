@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from steploom_batcher.job import Job, State
 
@@ -34,8 +34,11 @@ class GivingUp:
         if len(self._heap) > 2 * len(self._jobs) + _SPARE:  # far deadlines of jobs that have long ended
             self._heap = sorted(_entry(item) for item in self._jobs.values())
 
-    def due(self, now: float) -> Iterator[Job]:
+    def due(self, now: float) -> Iterable[Job]:
         """Jobs to give up now. One whose last tick is in flight is let finish."""
+        return self._due(now) if self._heap and self._heap[0][0] <= now else ()
+
+    def _due(self, now: float) -> Iterator[Job]:
         while self._heap and self._heap[0][0] <= now:
             _, _, job_id = heapq.heappop(self._heap)
             job = self._jobs.get(job_id)

@@ -41,11 +41,15 @@ class JobCosts:
     @classmethod
     def of(cls, spec: JobSpec, model: CostModel) -> JobCosts:
         """From a worker's cost table."""
-        rows = {Stage.ENCODE: 1, Stage.DENOISE: spec.rows, Stage.DECODE: 1}
-        return cls(
-            {stage: model.seconds(stage, rows[stage]) for stage in Stage},
-            {stage: rows[stage] * model.seconds_per_row(stage) for stage in Stage},
-        )
+        known = model.derived.get(spec.rows)
+        if known is None:
+            rows = {Stage.ENCODE: 1, Stage.DENOISE: spec.rows, Stage.DECODE: 1}
+            known = model.derived[spec.rows] = cls(
+                {stage: model.seconds(stage, rows[stage]) for stage in Stage},
+                {stage: rows[stage] * model.seconds_per_row(stage) for stage in Stage},
+            )
+        assert isinstance(known, cls)
+        return known
 
     def total(self, table: dict[Stage, float], steps: int) -> float:
         """A whole job of `steps` by one of the two tables."""
@@ -61,6 +65,7 @@ class Job:
     submitted: float
     due: float  # when its tier owes the answer, or its own deadline if that is sooner: what it is ordered by
     sequence: int  # order of admission
+    flow: Flow  # what it shares the device as
 
     state: State = State.QUEUED
     worker_id: str = ""  # empty while queued
@@ -98,11 +103,6 @@ class Job:
     def is_ready(self) -> bool:
         """A tick can take it now."""
         return self.state is State.RUNNING and self.stage is not None
-
-    @property
-    def flow(self) -> Flow:
-        """What it shares the device as."""
-        return self.spec.tier, self.spec.key
 
     @property
     def rows(self) -> int:

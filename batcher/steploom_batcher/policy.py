@@ -7,7 +7,6 @@ batch runs to its end, and only then does the next one start.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -44,6 +43,8 @@ class Worker:
     busy_until: float = 0.0  # predicted end of the last tick in flight
     is_held_back: bool = False  # its next tick could be planned, and is not yet
     held_back: set[int] = field(default_factory=set)  # ticks in flight that were
+    is_changed: bool = True  # since it was asked for ticks last
+    ask_at: float | None = None  # when to ask again though nothing has changed
 
     @property
     def worker_id(self) -> str:
@@ -53,11 +54,16 @@ class Worker:
     @property
     def has_ready(self) -> bool:
         """A tick could be planned."""
-        return any(job.is_ready for job in self.jobs.values())
+        running = State.RUNNING
+        for job in self.jobs.values():  # noqa: SIM110 - as a loop it takes half the time, and it is asked for often
+            if job.state is running and job.stage is not None:
+                return True
+        return False
 
     def ready(self) -> list[Job]:
         """Jobs that a tick can take now."""
-        return [job for job in self.jobs.values() if job.is_ready]
+        running = State.RUNNING
+        return [job for job in self.jobs.values() if job.state is running and job.stage is not None]
 
 
 class TickBuilder:
@@ -67,20 +73,24 @@ class TickBuilder:
         self.stage = stage
         self.rows = 0
         self.jobs: list[Job] = []
-        self._max_rows = max_rows
+        self.max_rows = max_rows
 
     def __repr__(self) -> str:
-        return f"TickBuilder({self.stage.name}, rows={self.rows}/{self._max_rows})"
+        return f"TickBuilder({self.stage.name}, rows={self.rows}/{self.max_rows})"
 
     def try_add(self, job: Job) -> bool:
         """Takes the job if its rows fit."""
-        if job.stage is not self.stage or self.rows + job.rows > self._max_rows:
+        if job.stage is not self.stage or self.rows + job.rows > self.max_rows:
             return False
         if self.jobs and (is_suspect(job) or is_suspect(self.jobs[0])):
             return False
         self.jobs.append(job)
         self.rows += job.rows
         return True
+
+    def take(self, jobs: Sequence[Job], rows: int) -> None:
+        """Takes jobs that are known to fit, and how many rows they have."""
+        self.jobs, self.rows = [*jobs], rows
 
     def add_all(self, jobs: Iterable[Job]) -> TickBuilder:
         """Tries the jobs in order: one that does not fit leaves room for smaller ones behind it, or takes their place.
@@ -89,7 +99,7 @@ class TickBuilder:
         """
         too_large = []
         for job in jobs:
-            if self.rows == self._max_rows:
+            if self.rows == self.max_rows:
                 return self
             if not self.try_add(job):
                 too_large.append(job)
@@ -100,17 +110,54 @@ class TickBuilder:
 
     def _make_way(self, job: Job) -> bool:
         """Fills the last row by taking a job in place of the last smaller ones, but never of the first job."""
-        excess = self.rows + job.rows - self._max_rows
-        gone = []
+        excess = self.rows + job.rows - self.max_rows
+        gone: list[Job] = []
+        smaller = job.rows - 1
         for other in reversed(self.jobs[1:]):
-            if other.rows <= min(excess, job.rows - 1):
+            rows = other.rows
+            if rows <= excess and rows <= smaller:
                 gone.append(other)
-                excess -= other.rows
+                excess -= rows
         if excess or is_suspect(job) or is_suspect(self.jobs[0]):
             return False
         self.jobs = [*(other for other in self.jobs if other not in gone), job]
-        self.rows = self._max_rows
+        self.rows = self.max_rows
         return True
+
+
+class Choice:
+    """Jobs of one stage, in order, for a tick whose bucket is not chosen yet: how many rows each would hold.
+
+    Where all jobs have as many rows, or all fit, that takes no filling: most ticks are so.
+    """
+
+    def __init__(self, stage: Stage, jobs: Sequence[Job]) -> None:
+        self._stage = stage
+        self._jobs = jobs
+        sizes = [job.spec.rows for job in jobs] if stage is Stage.DENOISE else [1] * len(jobs)
+        self.ready = sum(sizes)  # rows of all
+        self._has_suspect = any([job.num_crashes for job in jobs])
+        self._size = sizes[0] if sizes.count(sizes[0]) == len(sizes) else 0  # of each; 0: they differ
+        self._filled: TickBuilder | None = None
+
+    def rows(self, bucket: int) -> int:
+        """Rows that a tick of this bucket would have."""
+        if not self._has_suspect:
+            if self.ready <= bucket:
+                return self.ready
+            if self._size:
+                return bucket - bucket % self._size
+        return self.builder(bucket).rows
+
+    def builder(self, bucket: int) -> TickBuilder:
+        """The tick of this bucket."""
+        if self._filled is None or self._filled.max_rows != bucket:
+            self._filled = TickBuilder(self._stage, bucket)
+            if self._has_suspect or (self.ready > bucket and not self._size):
+                self._filled.add_all(self._jobs)
+            else:
+                self._filled.take(self._jobs[: bucket // self._size] if self._size else self._jobs, self.rows(bucket))
+        return self._filled
 
 
 def is_suspect(job: Job) -> bool:
@@ -152,18 +199,21 @@ class StepPolicy:
         ready = worker.ready()
         if not ready or self._company.is_awaited(worker, ready, now):
             return None
-        startable = self._startable(sorted(ready, key=self._urgency), worker.costs)
+        startable = self._startable(self._in_order(ready), worker.costs)
         lead = self._lead(startable, worker, now)
-        mates = [job for job in startable if job.stage is lead.stage]
+        stage = lead.stage
+        mates = [job for job in startable if job.stage is stage]
         return self._fill(worker.costs, lead, mates, now)
 
     def wake_at(self) -> float | None:
         return self._company.until
 
-    def _urgency(self, job: Job) -> tuple[float, int]:
-        """Smaller goes first."""
-        owed_s = self._shares.urgency(job.flow) if job.stage is Stage.ENCODE else 0.0
-        return job.due - owed_s, job.sequence
+    def _in_order(self, jobs: Sequence[Job]) -> list[Job]:
+        """The most urgent first: what its flow is owed counts for a job that has not begun."""
+        urgency, encode = self._shares.urgency, Stage.ENCODE
+        keyed = [(job.due - urgency(job.flow) if job.stage is encode else job.due, job.sequence, job) for job in jobs]
+        keyed.sort()  # no two have one sequence: jobs themselves are never compared
+        return [job for _, _, job in keyed]
 
     def _lead(self, jobs: Sequence[Job], worker: Worker, now: float) -> Job:
         """Whose stage runs: the most urgent job's, with two exceptions.
@@ -172,10 +222,11 @@ class StepPolicy:
         decode tick would not be full, a denoise tick may go before it, so that more jobs come to share it.
         """
         lead, gain = jobs[0], self._config.batch_gain
-        rowed = [job for job in jobs if job.stage is Stage.DENOISE]
+        denoise = Stage.DENOISE
+        rowed = [job for job in jobs if job.stage is denoise]
         if not rowed:
             return lead
-        rows = sum(job.rows for job in rowed)
+        rows = sum([job.spec.rows for job in rowed])
         if lead.stage is Stage.DENOISE:
             fresh = next((job for job in jobs if job.stage is Stage.ENCODE), None)
             has_time = now + worker.costs.seconds(Stage.ENCODE, 1) <= lead.latest_start
@@ -209,13 +260,16 @@ class StepPolicy:
     def _startable(self, jobs: Sequence[Job], costs: CostModel) -> list[Job]:
         """Leaves out jobs that need not begin yet: those of their flow that are due before them fill a tick."""
         full = costs.full_bucket(Stage.DENOISE, self._config.batch_gain)
-        rows: Counter[Flow] = Counter()
+        encode, decode = Stage.ENCODE, Stage.DECODE
+        rows: dict[Flow, int] = {}
         startable = []
         for job in jobs:
-            if job.stage is Stage.ENCODE and rows[job.flow] >= full:
-                continue
-            if job.stage is not Stage.DECODE:
-                rows[job.flow] += job.spec.rows
+            stage = job.stage
+            if stage is not decode:
+                begun = rows.get(job.flow, 0)
+                if stage is encode and begun >= full:
+                    continue
+                rows[job.flow] = begun + job.spec.rows
             startable.append(job)
         return startable
 
@@ -229,18 +283,19 @@ class StepPolicy:
         slack = lead.latest_start - now
         limit_s = costs.seconds(stage, lead.rows) + slack / lead.ticks_left if slack >= 0 else float("inf")
         full_s = (1.0 + self._config.batch_gain) * costs.seconds_per_row(stage)
-        ready = sum(job.rows for job in mates)
-        best, least_s = TickBuilder(stage, lead.rows), float("inf")
+        choice = Choice(stage, mates)
+        lead_rows, ready = lead.rows, choice.ready
+        best, least_s = 0, float("inf")
         for bucket in costs.buckets(stage):
             seconds = costs.seconds(stage, bucket)
-            if bucket < lead.rows or (best.jobs and seconds > limit_s):
+            if bucket < lead_rows or (best and seconds > limit_s):
                 continue
-            builder = TickBuilder(stage, bucket).add_all(mates)
-            if seconds / builder.rows < least_s:
-                best, least_s = builder, seconds / builder.rows
-            if least_s <= full_s or builder.rows == ready:
+            rows = choice.rows(bucket)
+            if seconds / rows < least_s:
+                best, least_s = bucket, seconds / rows
+            if least_s <= full_s or rows == ready:
                 break
-        return best
+        return choice.builder(best or lead_rows)
 
 
 class RequestPolicy:
@@ -294,8 +349,10 @@ class Company:
 
     def is_awaited(self, worker: Worker, jobs: Sequence[Job], now: float) -> bool:
         """Only where the worker has nothing else to do, and none of the jobs has begun or would come too late."""
+        if worker.ticks or any(job.stage is not Stage.ENCODE for job in jobs):
+            return False
         until = min(job.submitted for job in jobs) + self._max_delay
-        if worker.ticks or now >= until or any(job.stage is not Stage.ENCODE for job in jobs):
+        if now >= until:
             return False
         if min(job.latest_start for job in jobs) < until or not self._pays(worker.costs, jobs):
             return False
@@ -317,4 +374,4 @@ class Company:
 
 def entries_of(jobs: Sequence[Job], now: float) -> tuple[Entry, ...]:
     """Plans each job's part."""
-    return tuple(job.plan(now) for job in jobs)
+    return tuple([job.plan(now) for job in jobs])

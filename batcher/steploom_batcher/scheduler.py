@@ -17,7 +17,7 @@ from dataclasses import replace
 from steploom_batcher.admission import Admission
 from steploom_batcher.config import SchedulerConfig
 from steploom_batcher.cost_model import CostModel
-from steploom_batcher.fairness import Backlog, Flow, Shares
+from steploom_batcher.fairness import Backlog, Flow, Flows, Shares
 from steploom_batcher.giving_up import GivingUp
 from steploom_batcher.job import Job, JobCosts, State
 from steploom_batcher.lead import Lead
@@ -64,7 +64,8 @@ class Scheduler:
         self._shares = Shares({name: tier.weight for name, tier in config.tiers.items()}, config.fairness)
         self._policy: Policy = RequestPolicy(config) if config.policy == "request" else StepPolicy(config, self._shares)
         self._admission = Admission(config, self._backlog)
-        self._flows: Counter[Flow] = Counter()  # live jobs of each
+        self._flow_of = Flows()
+        self._flows: dict[Flow, int] = {}  # live jobs of each
         self._giving_up = GivingUp(self._jobs)
         self._wake: float | None = None
         self._sequence = itertools.count()
@@ -94,9 +95,10 @@ class Scheduler:
             self._refused[verdict.cause.value] += 1
             return verdict
         due = self._admission.due(spec, now)
-        job = Job(spec, JobCosts.of(spec, model), now, due, next(self._sequence))
+        flow = self._flow_of.of(spec.tier, spec.key)
+        job = Job(spec, JobCosts.of(spec, model), now, due, next(self._sequence), flow)
         self._jobs[spec.job_id] = job
-        self._flows[job.flow] += 1
+        self._flows[flow] = self._flows.get(flow, 0) + 1
         self._backlog.add(spec.tier, due, job.work_left_s)
         self._backlog.arrived(spec.tier, job.work_left_s, now)
         self._giving_up.watch(job)
@@ -160,7 +162,7 @@ class Scheduler:
     def worker_leaving(self, worker_id: str) -> None:
         """A worker takes no more jobs. Those that it knows run on there; the others wait for another slot."""
         worker = self._workers[worker_id]
-        worker.is_leaving = True
+        worker.is_leaving = worker.is_changed = True
         worker.batch = [job for job in worker.batch if job.has_begun]
         for job in [job for job in worker.jobs.values() if not job.has_begun]:
             del worker.jobs[job.spec.job_id]
@@ -173,6 +175,7 @@ class Scheduler:
     def reprice(self, worker_id: str, costs: StageCosts) -> None:
         """Buckets of a worker that is up cost something else from now on: seconds, as it has measured them."""
         worker = self._workers[worker_id]
+        worker.is_changed = True
         worker.costs.replace(costs)
         announced = worker.profile.costs
         merged = {stage: {**table, **costs.get(stage, {})} for stage, table in announced.items()}
@@ -181,17 +184,25 @@ class Scheduler:
     # Ticks: plan, execute, commit
 
     def next_ticks(self, now: float) -> list[Tick]:
-        """What the workers should run now, in the order in which they should get it."""
+        """What the workers should run now, in the order in which they should get it.
+
+        Asks those of which something has changed, or whose moment has come: the others would answer as before.
+        """
         self._assign_slots()
         ticks = []
-        self._wake = None
-        for worker in sorted(self._workers.values(), key=lambda item: item.busy_until):
+        workers = self._workers.values()
+        asked = [item for item in workers if item.is_changed or (item.ask_at is not None and item.ask_at <= now)]
+        if len(asked) > 1:
+            asked.sort(key=lambda item: item.busy_until)
+        for worker in asked:
+            worker.is_changed, worker.ask_at = False, None
             while self._has_room(worker, now):
                 builder = self._recover(worker) or self._policy.compose(worker, now)
                 if builder is None:
-                    self._wake_by(self._policy.wake_at())
+                    worker.ask_at = self._policy.wake_at()
                     break
                 ticks.append(self._dispatch(worker, builder, now))
+        self._wake = min((item.ask_at for item in workers if item.ask_at is not None), default=None)
         return ticks
 
     def finish(self, tick_id: int, outcome: Outcome, now: float) -> list[Effect]:
@@ -199,12 +210,12 @@ class Scheduler:
 
         Jobs whose slots an OK tick names as failed end; a slot that is not in the tick is ignored.
         """
-        found = next(((item, item.ticks[tick_id]) for item in self._workers.values() if tick_id in item.ticks), None)
-        if found is None:
+        worker = next((item for item in self._workers.values() if tick_id in item.ticks), None)
+        if worker is None:
             return []  # of a worker that was lost meanwhile
-        worker, tick = found
-        del worker.ticks[tick_id]
-        worker.busy_until = now + sum(item.predicted_s for item in worker.ticks.values())
+        tick = worker.ticks.pop(tick_id)
+        worker.is_changed = True
+        worker.busy_until = now + sum([item.predicted_s for item in worker.ticks.values()])
         is_held_back = tick_id in worker.held_back
         worker.held_back.discard(tick_id)
         if outcome.status is Status.OK:
@@ -216,16 +227,18 @@ class Scheduler:
         worker.is_flushing = bool(worker.ticks) and (worker.is_flushing or outcome.status is not Status.OK)
         effects: list[Effect] = []
         alive = []
+        jobs, leaving = worker.jobs, State.LEAVING
         for entry in tick.entries:
-            job = worker.jobs[entry.job_id]
+            job = jobs[entry.job_id]
             job.in_flight -= 1
-            if job.state is State.LEAVING:
+            if job.state is leaving:
                 effects += self._free_slot(job) if job.in_flight == 0 else []
             else:
                 alive.append((job, entry))
         match outcome.status:
             case Status.OK:
-                effects += [effect for job, entry in alive for effect in self._settle(job, entry, tick, outcome, now)]
+                for job, entry in alive:
+                    effects += self._settle(job, entry, tick, outcome, now)
             case Status.FAILED:
                 effects += self._split(worker, alive, tick, outcome)
             case Status.SKIPPED:
@@ -234,8 +247,8 @@ class Scheduler:
 
     def wake_at(self) -> float | None:
         """When `expire` and `next_ticks` should be called though nothing has happened."""
-        times = (self._wake, self._giving_up.next_at())
-        return min((time for time in times if time is not None), default=None)
+        wake, expiry = self._wake, self._giving_up.next_at()
+        return wake if expiry is None else expiry if wake is None else min(wake, expiry)
 
     # State
 
@@ -323,6 +336,7 @@ class Scheduler:
             job.move(State.RUNNING)
             job.worker_id, job.slot = worker.worker_id, worker.free_slots.pop()
             worker.jobs[job.spec.job_id] = job
+            worker.is_changed = True
 
     def _with_room(self, key: Key) -> list[Worker]:
         return [
@@ -342,6 +356,7 @@ class Scheduler:
             self._waiting.leave(job)
             self._end(job)
             return []
+        self._workers[job.worker_id].is_changed = True
         if job.in_flight:
             job.move(State.LEAVING)
             return []
@@ -401,13 +416,9 @@ class Scheduler:
         if now < plan_at:
             if worker.has_ready:
                 worker.is_held_back = True
-                self._wake_by(plan_at)
+                worker.ask_at = plan_at
             return False
         return True
-
-    def _wake_by(self, when: float | None) -> None:
-        if when is not None and (self._wake is None or when < self._wake):
-            self._wake = when
 
     def _recover(self, worker: Worker) -> TickBuilder | None:
         """The next part of a failed tick, with nobody else in it."""
@@ -432,7 +443,7 @@ class Scheduler:
             entries=entries_of(builder.jobs, now),
             rows=builder.rows,
             bucket=bucket,
-            predicted_s=costs.seconds(builder.stage, builder.rows),
+            predicted_s=costs.seconds(builder.stage, bucket),
         )
         worker.ticks[tick.tick_id] = tick
         if worker.is_held_back:
@@ -443,9 +454,10 @@ class Scheduler:
         return tick
 
     def _charge(self, builder: TickBuilder, tick: Tick) -> None:
-        rows: Counter[Flow] = Counter()
+        rows: dict[Flow, int] = {}
+        is_denoise = tick.stage is Stage.DENOISE
         for job in builder.jobs:
-            rows[job.flow] += 1 if tick.stage is not Stage.DENOISE else job.spec.rows
+            rows[job.flow] = rows.get(job.flow, 0) + (job.spec.rows if is_denoise else 1)
         self._shares.charge(rows, tick.predicted_s, self._flows)
         self._ticks[tick.stage.name.lower()] += 1
         self._counts["padding_rows"] += tick.bucket - tick.rows
@@ -456,7 +468,7 @@ class Scheduler:
 
     def _settle(self, job: Job, entry: Entry, tick: Tick, outcome: Outcome, now: float) -> list[Effect]:
         """A job's part in a tick that ran: it has moved on, or it alone cannot; the others know nothing of that."""
-        if entry.slot in outcome.failures:
+        if outcome.failures and entry.slot in outcome.failures:
             return self._fail(job, outcome.failures[entry.slot])
         return self._commit(job, entry, tick, outcome, now)
 
@@ -466,17 +478,16 @@ class Scheduler:
 
     def _commit(self, job: Job, entry: Entry, tick: Tick, outcome: Outcome, now: float) -> list[Effect]:
         job.record(tick, outcome.seconds, now)
-        done_s = job.costs.work_s[tick.stage]
+        stage = tick.stage
+        done_s = job.costs.work_s[stage]
         self._backlog.add(job.spec.tier, job.due, -done_s)
         job.work_left_s -= done_s
-        match tick.stage:
-            case Stage.ENCODE:
-                return [Started(entry.job_id)]
-            case Stage.DENOISE:
-                return [Stepped(entry.job_id, entry.step + 1, job.spec.steps)]
-            case Stage.DECODE:
-                self._counts["finished"] += 1
-                return [Finished(entry.job_id, job.usage(outcome.seconds)), *self._leave(job)]
+        if stage is Stage.DENOISE:
+            return [Stepped(entry.job_id, entry.step + 1, job.spec.steps)]
+        if stage is Stage.ENCODE:
+            return [Started(entry.job_id)]
+        self._counts["finished"] += 1
+        return [Finished(entry.job_id, job.usage(outcome.seconds)), *self._leave(job)]
 
     def _split(self, worker: Worker, alive: list[tuple[Job, Entry]], tick: Tick, outcome: Outcome) -> list[Effect]:
         """Halves a failed tick until the job that makes it fail is alone; that job fails."""

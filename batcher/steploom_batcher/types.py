@@ -1,6 +1,9 @@
 """The scheduler's vocabulary: what goes in (jobs, workers, outcomes) and what comes out (ticks, effects).
 
 Times are seconds of one monotonic clock that the caller reads; the scheduler never does.
+
+Most of it is frozen dataclasses. What is made or compared several times a tick is a named tuple, which takes a third of
+the time.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from typing import NamedTuple
 
 
 class Stage(IntEnum):
@@ -38,16 +42,12 @@ class Cause(Enum):
     POISON = "poison"  # the model fails on this job alone
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """What must be equal for two rows to share a forward."""
 
     engine: str  # name and digest of the model
     latent_shape: tuple[int, ...]  # channels, height, width
     conditioning: str = "text+image"  # which conditioning inputs the rows carry
-
-    def __hash__(self) -> int:
-        return hash(self.engine)  # it is looked up several times a tick; the string keeps its hash
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ class WorkerProfile:
         return self.home or self.worker_id
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A job's part in a tick."""
 
     job_id: str
@@ -91,8 +90,7 @@ class Entry:
     step: int  # denoise: from 0; else 0
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(NamedTuple):
     """One forward pass of one stage on one worker."""
 
     tick_id: int
@@ -140,8 +138,7 @@ class Started:
     job_id: str
 
 
-@dataclass(frozen=True)
-class Stepped:
+class Stepped(NamedTuple):
     """A denoising step is done."""
 
     job_id: str

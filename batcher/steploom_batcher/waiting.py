@@ -17,6 +17,7 @@ class WaitingRoom:
 
     def __init__(self) -> None:
         self._heaps: dict[Flow, list[tuple[float, int, Job]]] = {}
+        self._count = 0
         self._counts: Counter[str] = Counter()  # by tier
         self._counts_of_callers: Counter[tuple[str, str]] = Counter()  # by tier and caller, those with a job alone
 
@@ -24,7 +25,7 @@ class WaitingRoom:
         return f"WaitingRoom({dict(self._counts)})"
 
     def __len__(self) -> int:
-        return self._counts.total()
+        return self._count
 
     def of(self, tier: str) -> int:
         """How many jobs of a tier wait."""
@@ -38,6 +39,7 @@ class WaitingRoom:
         """Takes a job whose state is QUEUED."""
         heap = self._heaps.setdefault(job.flow, [])
         heapq.heappush(heap, (job.due, job.sequence, job))
+        self._count += 1
         self._counts[job.spec.tier] += 1
         self._counts_of_callers[job.spec.tier, job.spec.caller] += 1
         if len(heap) > 2 * len(self) + _SPARE:
@@ -45,6 +47,7 @@ class WaitingRoom:
 
     def leave(self, job: Job) -> None:
         """Lets a job go; its state is no longer QUEUED when `heads` is next asked."""
+        self._count -= 1
         self._counts[job.spec.tier] -= 1
         whose = job.spec.tier, job.spec.caller
         self._counts_of_callers[whose] -= 1

@@ -164,6 +164,7 @@ class _Worker:
     use: Mapping[Stage, StageUse]  # of the node's workers together
     line: deque[Tick] = field(default_factory=deque)
     progress: dict[int, tuple[str, int]] = field(default_factory=dict)
+    done: dict[float, Outcome] = field(default_factory=dict)  # of ticks that ran, by their seconds
 
     def execute(self, tick: Tick) -> Outcome:
         """Runs the tick on the slots, all of it or nothing."""
@@ -172,27 +173,26 @@ class _Worker:
             for entry in tick.entries:
                 if progress.get(entry.slot, ("", 0))[0] != entry.job_id:
                     progress[entry.slot] = entry.job_id, 0
-        places = [self._place(tick.stage, entry.job_id, entry.step) for entry in tick.entries]
-        for entry, place in zip(tick.entries, places, strict=True):
-            if progress[entry.slot] != (entry.job_id, place):
+        stage, before = tick.stage, 0
+        for job_id, slot, step in tick.entries:
+            if stage is not Stage.ENCODE:
+                before = step + 1 if stage is Stage.DENOISE else self.jobs[job_id].arrival.steps + 1
+            if progress[slot] != (job_id, before):
                 return Outcome(Status.SKIPPED)
-        seconds = self.costs[tick.stage][tick.bucket]
-        use = self.use[tick.stage]
+        seconds = self.costs[stage][tick.bucket]
+        use = self.use[stage]
         use.ticks += 1
         use.rows += tick.rows
         use.padding += tick.bucket - tick.rows
         use.busy_s += seconds
         if self.poisoned and self._is_poisoned(tick):
             return Outcome(Status.FAILED, seconds, "poison")
-        for entry, place in zip(tick.entries, places, strict=True):
-            progress[entry.slot] = entry.job_id, place + 1
-        return Outcome(Status.OK, seconds)
-
-    def _place(self, stage: Stage, job_id: str, step: int) -> int:
-        """Ticks that come before this one in the job's life."""
-        if stage is Stage.DENOISE:
-            return step + 1
-        return 0 if stage is Stage.ENCODE else self.jobs[job_id].arrival.steps + 1
+        for job_id, slot, _ in tick.entries:
+            progress[slot] = job_id, progress[slot][1] + 1
+        done = self.done.get(seconds)
+        if done is None:
+            done = self.done[seconds] = Outcome(Status.OK, seconds)
+        return done
 
     def _is_poisoned(self, tick: Tick) -> bool:
         return any(entry.job_id in self.poisoned for entry in tick.entries)
@@ -273,15 +273,26 @@ class Node:
         Raises:
             RuntimeError: the scheduler asks to be woken for nothing again and again.
         """
-        moment = self.next_at
+        moment = self._wake
+        if self._heap and (moment is None or self._heap[0][0] < moment):
+            moment = self._heap[0][0]
         if moment is None:
             return
         self._turns = self._turns + 1 if moment <= self._now else 0
         if self._turns > _MAX_TURNS:
             raise RuntimeError(f"time stands still at {moment}: {self._scheduler!r}")
-        self._now = max(self._now, moment)
-        for action, argument in self._due():
-            action(argument)
+        if moment > self._now:
+            self._now = moment
+        heap, now = self._heap, self._now
+        if heap and heap[0][0] <= now:
+            _, _, action, argument = heapq.heappop(heap)
+            if heap and heap[0][0] <= now:
+                rest = self._due()
+                action(argument)
+                for action, argument in rest:
+                    action(argument)
+            else:
+                action(argument)
         self._wake = self._plan()
 
     def result(self, jobs: Sequence[JobResult]) -> Simulation:
@@ -300,7 +311,7 @@ class Node:
         heapq.heappush(self._heap, (when, next(self._order), action, argument))
 
     def _due(self) -> list[tuple[Callable[[Any], None], Any]]:
-        """What happens now; what these events cause now belongs to the next turn, as in an event loop."""
+        """What else happens now; what all these events cause now belongs to the next turn, as in an event loop."""
         due = []
         heap = self._heap
         while heap and heap[0][0] <= self._now:

@@ -10,7 +10,7 @@ from scheduler_model import COSTS, KEY, ModelWorker, profile, spec
 
 from steploom_batcher.config import SchedulerConfig, TierConfig
 from steploom_batcher.cost_model import CostModel
-from steploom_batcher.fairness import Backlog, Shares
+from steploom_batcher.fairness import Backlog, Flow, Shares
 from steploom_batcher.job import IllegalMoveError, Job, JobCosts, State
 from steploom_batcher.policy import TickBuilder
 from steploom_batcher.scheduler import Scheduler
@@ -203,7 +203,8 @@ def test_a_tick_is_full_where_more_rows_hardly_pay() -> None:
 
 def running_job(name: str, rows: int) -> Job:
     """One that waits for a denoise tick."""
-    job = Job(spec(name, rows=rows), JobCosts.of(spec(name), CostModel(COSTS, 64)), 0.0, 60.0, 0)
+    costs = JobCosts.of(spec(name), CostModel(COSTS, 64))
+    job = Job(spec(name, rows=rows), costs, 0.0, 60.0, 0, Flow("free", KEY))
     job.move(State.RUNNING)
     job.plan(0.0)
     assert job.stage is Stage.DENOISE
@@ -519,7 +520,7 @@ def test_a_hopeless_job_is_given_up_and_its_slot_freed() -> None:
 
 
 def test_states_follow_their_table() -> None:
-    job = Job(spec("a"), JobCosts.of(spec("a"), CostModel(COSTS, 64)), 0.0, 60.0, 0)
+    job = Job(spec("a"), JobCosts.of(spec("a"), CostModel(COSTS, 64)), 0.0, 60.0, 0, Flow("free", KEY))
     job.move(State.RUNNING)
     job.move(State.LEAVING)
     with pytest.raises(IllegalMoveError, match="from LEAVING to RUNNING"):
@@ -529,7 +530,7 @@ def test_states_follow_their_table() -> None:
 
 def test_shares_owe_what_a_flow_did_not_get() -> None:
     shares = Shares({"free": 1.0, "pro": 3.0}, gain=10.0)
-    free, pro = ("free", KEY), ("pro", KEY)
+    free, pro = Flow("free", KEY), Flow("pro", KEY)
     shares.charge({free: 6}, 1.0, [free, pro])
     assert shares.credit(pro) == pytest.approx(0.75)
     assert shares.credit(free) == pytest.approx(-0.75)
