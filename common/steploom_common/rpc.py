@@ -20,7 +20,7 @@ from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
-from steploom_common.errors import InvalidRequest, SteploomError, Violation
+from steploom_common.errors import InvalidRequest, JobCancelled, SteploomError, Violation
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     A message that is no protobuf of its type is INVALID_ARGUMENT. A cancelled stream closes its generator at once, so
     that its `finally` runs then and not when the garbage is collected.
+
+    Args:
+        unread_s: seconds for which a caller may leave an answer of a stream unread, before its call is ended: until
+            then it holds what the call holds. None: for ever.
     """
+
+    def __init__(self, unread_s: float | None = None) -> None:
+        self._unread_s = unread_s
 
     async def intercept_service(
         self,
@@ -124,13 +131,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream),
+                _guard_stream(handler.unary_stream, self._unread_s),
                 _tolerant(handler.request_deserializer),
                 handler.response_serializer,
             )
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
-                _guard_stream(handler.stream_stream), handler.request_deserializer, handler.response_serializer
+                _guard_stream(handler.stream_stream, self._unread_s),
+                handler.request_deserializer,
+                handler.response_serializer,
             )
         return handler
 
@@ -169,7 +178,7 @@ def _guard_unary(behaviour: Any) -> Any:
     return guarded
 
 
-def _guard_stream(behaviour: Any) -> Any:
+def _guard_stream(behaviour: Any, unread_s: float | None) -> Any:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         try:
             _check_readable(request)
@@ -178,13 +187,29 @@ def _guard_stream(behaviour: Any) -> Any:
                 return
             async with aclosing(behaviour(request, context)) as responses:
                 async for response in responses:
-                    await context.write(response)
+                    await _write(context, response, unread_s)
+        except _CallerGone:
+            log.debug("nobody is left to answer", exc_info=True)
         except DecodeError:  # a stream of requests is parsed while it is read
             await abort(context, _unreadable())
         except Exception as error:
             await abort(context, error)
 
     return guarded
+
+
+class _CallerGone(Exception):
+    """The connection has ended while an answer was on its way."""
+
+
+async def _write(context: grpc.aio.ServicerContext[Any, Any], response: Any, unread_s: float | None) -> None:
+    try:
+        async with asyncio.timeout(unread_s):
+            await context.write(response)
+    except TimeoutError:
+        raise JobCancelled(f"an answer was left unread for {unread_s:g} s") from None
+    except grpc.aio.InternalError as error:
+        raise _CallerGone from error
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:

@@ -67,6 +67,12 @@ class GatewayConfig:
         at_most=600,
     )
     codec_threads: int = setting(2, "threads that decode and encode pictures", at_least=1, at_most=256)
+    unread_s: float = setting(
+        120.0,
+        "seconds for which a caller may leave an answer of a stream unread; then its call ends with CANCELLED",
+        above=0,
+        at_most=86_400,
+    )
     poll_s: float = setting(1.0, "seconds between looks at the batcher", above=0, at_most=60)
     shared_memory_regions: int = setting(
         0,

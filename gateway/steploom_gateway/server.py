@@ -77,7 +77,8 @@ class Gateway:
         self.inference = oip.InferenceService(
             config, self.batcher, self.service, self.metrics.tally, regions, self.plain
         )
-        self._server = grpc.aio.server(interceptors=[ErrorInterceptor(), self.gate], options=_server_options(config))
+        guards = [ErrorInterceptor(config.unread_s), self.gate]
+        self._server = grpc.aio.server(interceptors=guards, options=_server_options(config))
         self._metrics_server: MetricsServer | None = None
         self.port = 0  # once started
         self.metrics.watch_arena(lambda: self.loans.num_used)
