@@ -136,7 +136,7 @@ class Choice:
         self._jobs = jobs
         sizes = [job.spec.rows for job in jobs] if stage is Stage.DENOISE else [1] * len(jobs)
         self.ready = sum(sizes)  # rows of all
-        self._has_suspect = any([job.num_crashes for job in jobs])
+        self._has_suspect = any(job.num_crashes for job in jobs)
         self._size = sizes[0] if sizes.count(sizes[0]) == len(sizes) else 0  # of each; 0: they differ
         self._filled: TickBuilder | None = None
 
