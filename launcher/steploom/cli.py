@@ -108,6 +108,23 @@ def up(
 
 
 @app.command()
+@app.command()
+def restart(
+    worker: Annotated[
+        list[int] | None, typer.Option(min=0, help="This one alone, by its number; may be given again. Default: all.")
+    ] = None,
+    runtime_dir: RuntimeFolder = None,
+    config: ConfigFile = None,
+) -> None:
+    """Replace the engine workers of the `steploom up` that runs here, one after the other; no request fails of it.
+
+    SIGHUP to `steploom up` does the same for all. The configuration stays that with which it was started.
+    """
+    from steploom.control import run_restart
+
+    run_restart(runtime_folder(configuration(config), runtime_dir).control, worker or ())
+
+
 def edit(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP file.")],
     instruction: Annotated[str, typer.Argument(help='What to change, as in "put on sunglasses".')],

@@ -31,6 +31,18 @@ class UpConfig:
     ready_s: float = setting(
         600.0, "seconds until all services must be ready, warm-up included", above=0, at_most=86_400
     )
+    hang_s: float = setting(
+        60.0,
+        "seconds without an answer to health checks after which a service that runs is killed and started again; "
+        "0: never",
+        at_least=0,
+        at_most=86_400,
+    )
+    beside: bool = setting(
+        True,
+        "a worker that is replaced serves until the new one is ready, which takes the memory of both; where that does "
+        "not suffice, or false: it ends first",
+    )
     start_tries: int = setting(
         5, "crashes of a service that has never been ready after which all is given up", at_least=1, at_most=1000
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
+from enum import Enum
 
 import grpc
 import grpc.aio
@@ -23,18 +25,33 @@ _OPTIONS = (
 
 async def wait_serving(address: str) -> None:
     """Returns when the service at `address` says SERVING; waits for ever otherwise."""
-    async with grpc.aio.insecure_channel(local(address), _OPTIONS) as channel:
-        while not await _is_serving(channel):  # noqa: ASYNC110  another process has no event to wait for
+    async with channel_to(address) as channel:
+        while await ask(channel) is not Answer.SERVING:  # noqa: ASYNC110  another process has no event to wait for
             await asyncio.sleep(_POLL_S)
 
 
-async def _is_serving(channel: grpc.aio.Channel) -> bool:
+class Answer(Enum):
+    """What a service says of itself."""
+
+    SERVING = "it serves"
+    OTHER = "it lives, and does not serve"
+    NONE = "nothing"
+
+
+def channel_to(address: str) -> AbstractAsyncContextManager[grpc.aio.Channel]:
+    """A plain channel to a service of this host."""
+    return grpc.aio.insecure_channel(local(address), _OPTIONS)
+
+
+async def ask(channel: grpc.aio.Channel, timeout_s: float = _ANSWER_S) -> Answer:
+    """Asks once. An answer that is an error is one too: it was not the service that said nothing."""
     stub = health_pb2_grpc.HealthStub(channel)
     try:
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_ANSWER_S)
-    except grpc.aio.AioRpcError:
-        return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+    except grpc.aio.AioRpcError as error:
+        is_silent = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return Answer.NONE if is_silent else Answer.OTHER
+    return Answer.SERVING if answer.status == health_pb2.HealthCheckResponse.SERVING else Answer.OTHER
 
 
 def check(address: str, tls: Tls | None = None) -> str:

@@ -91,6 +91,17 @@ class Lifecycle:
         self._up_since = now
         self._has_been_up = True
 
+    def replaced(self, now: float) -> None:
+        """Another process has taken the place of the one that ran, and is ready."""
+        if self.state is not State.UP:
+            self._move(State.UP)
+        self._up_since = now
+
+    def recycled(self) -> None:
+        """The process is gone as it was to, so that another one can start in its place: no crash."""
+        self._up_since = None
+        self._move(State.WAITING)
+
     def stop(self) -> None:
         """The service is asked to end, maybe not for the first time."""
         if self.state in (State.STOPPING, State.ENDED):

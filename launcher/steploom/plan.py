@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from steploom.channel import local
 from steploom.config import SteploomConfig
@@ -20,13 +21,42 @@ class ServiceSpec:
 
     name: str  # shown to people and put before its log
     address: str  # where it listens
-    command: tuple[str, ...]  # arguments of the Python interpreter
+    command: tuple[str, ...]  # arguments of the Python interpreter, but for where to listen if it has `homes`
     local: str = ""  # a socket for this user, where `address` wants certificates
+    # Where its processes listen in turn, so that one can come up beside another: `address` is a link to one of them.
+    # Empty: at `address`, one at a time.
+    homes: tuple[str, ...] = ()
+
+    @property
+    def can_be_replaced(self) -> bool:
+        """One process can come up beside another."""
+        return bool(self.homes)
 
     @property
     def probe(self) -> str:
         """Where its health check answers."""
         return self.local or self.address
+
+    def probe_of(self, turn: int) -> str:
+        """Where the health check of the process of a turn answers."""
+        return self.homes[turn] if self.homes else self.probe
+
+    def command_of(self, turn: int) -> tuple[str, ...]:
+        """Arguments of the Python interpreter for the process of a turn."""
+        return (*self.command, "--listen", self.homes[turn]) if self.homes else self.command
+
+    def publish(self, turn: int) -> None:
+        """Makes `address` lead to the process of a turn; connections that are open stay where they are.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        if self.homes:
+            link, home = (Path(address.removeprefix("unix:")) for address in (self.address, self.homes[turn]))
+            draft = link.with_suffix(".new")
+            draft.unlink(missing_ok=True)
+            draft.symlink_to(home.name)
+            draft.replace(link)
 
 
 @dataclass(frozen=True)
@@ -93,9 +123,9 @@ def with_free_ports(config: SteploomConfig) -> Iterator[SteploomConfig]:
 
 
 def _worker(index: int, runtime: RuntimeDir, table: tuple[str, ...]) -> ServiceSpec:
-    address = runtime.address(f"worker-{index}")
-    command = ("-m", "steploom_engine_worker", *table, "--listen", address)
-    return ServiceSpec(f"worker-{index}", address, command)
+    name = f"worker-{index}"
+    homes = (runtime.address(f"{name}.a"), runtime.address(f"{name}.b"))
+    return ServiceSpec(name, runtime.address(name), ("-m", "steploom_engine_worker", *table), homes=homes)
 
 
 def _gateway(config: SteploomConfig, runtime: RuntimeDir, *arguments: str) -> ServiceSpec:

@@ -15,7 +15,7 @@ from steploom_common.runtime import socket_address
 from steploom_common.settings import ConfigError
 
 MAX_SOCKET_PATH = 107  # bytes: sun_path of unix(7) less its NUL
-_LONGEST_SOCKET = "/worker-999.sock"
+_LONGEST_SOCKET = "/worker-999.a.sock"
 
 
 class AlreadyRunning(Exception):
@@ -50,6 +50,11 @@ class RuntimeDir:
     def config_file(self) -> Path:
         """The effective configuration that the services read."""
         return self.path / "steploom.toml"
+
+    @property
+    def control(self) -> Path:
+        """The socket on which the supervisor is asked to act."""
+        return self.path / "control.sock"
 
     def create(self) -> None:
         """Makes the folder with owner-only rights.

@@ -4,132 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from steploom.config import UpConfig
-from steploom.exit_codes import CommandError, ExitCode
-from steploom.health import wait_serving
-from steploom.lifecycle import GiveUp, Lifecycle, Restart, State, Stopped, describe_exit
+from steploom.exit_codes import ExitCode
 from steploom.plan import Plan, ServiceSpec
-from steploom.process import Process, Sink
+from steploom.service import NotReplaced, Service, ServiceFailed
 from steploom_common.rpc import Shutdown
-from steploom_common.settings import ConfigError
 
 log = logging.getLogger(__name__)
 
 _LAST_GRACE_S = 2.0  # that each service has at least, once those in front of it have used up the grace
-
-_PROGRAM = re.compile(r"^(error|steploom[-_]\w+): ")  # before the message that a service ends with
+_LAST_WORDS_S = 5.0  # beyond the grace, for what is cut off at its end to be told so
 
 LogSink = Callable[[str, str], None]  # takes a service's name and a line of its log
-
-
-class ServiceFailed(CommandError):
-    """A service cannot come up; everything ends."""
-
-
-class Service:
-    """One supervised process."""
-
-    def __init__(self, spec: ServiceSpec, config: UpConfig, sink: Sink, prepare: Callable[[], None]) -> None:
-        self.spec = spec
-        self._prepare = prepare
-        self.life = Lifecycle(config.backoff, config.start_tries, random.random)
-        self.has_been_ready = asyncio.Event()
-        self._sink = sink
-        self._process: Process | None = None
-        self._stopping = asyncio.Event()
-        self._ended = asyncio.Event()
-
-    def __repr__(self) -> str:
-        return f"Service({self.spec.name}, {self.life!r})"
-
-    @property
-    def pid(self) -> int | None:
-        """Of the process that runs now."""
-        return self._process.pid if self._process else None
-
-    async def run(self) -> None:
-        """Keeps the process running until `stop`.
-
-        Raises:
-            ServiceFailed: it cannot come up.
-        """
-        try:
-            while not self._stopping.is_set():
-                verdict, process = await self._run_once()
-                if isinstance(verdict, Stopped):
-                    return
-                if isinstance(verdict, GiveUp):
-                    raise _failed(self.spec.name, verdict, process.last_words)
-                await self._pause(verdict)
-        finally:
-            await self._end_process()
-            self._ended.set()
-
-    async def stop(self, grace_s: float, forced: asyncio.Event) -> None:
-        """Asks the process to end; kills it after the grace, or at once when `forced` is set."""
-        self._stopping.set()
-        self.life.stop()
-        if self._process is not None:
-            self._process.ask_to_end()
-        if not await _either(self._ended, forced, grace_s):
-            log.warning("%s did not end in time: killing it", self.spec.name)
-            self.kill()
-        await self._ended.wait()
-
-    def kill(self) -> None:
-        """Ends the process without asking."""
-        if self._process is not None:
-            self._process.kill()
-
-    async def _run_once(self) -> tuple[Stopped | GiveUp | Restart, Process]:
-        self.life.started()
-        try:
-            self._prepare()
-        except (OSError, ConfigError) as error:  # the service says itself what it lacks, and is tried again
-            log.warning("the runtime folder cannot be restored: %s", error)
-        process = self._process = await Process.start(self.spec.command, self._sink)
-        if self._stopping.is_set():  # asked to end while the process was being made
-            process.ask_to_end()
-        watch = asyncio.create_task(self._watch())
-        try:
-            code = await process.wait()
-        finally:
-            watch.cancel()
-        self._process = None
-        verdict = self.life.exited(code, _now())
-        if isinstance(verdict, Restart):
-            log.warning("%s ended with %s; next try in %.1f s", self.spec.name, describe_exit(code), verdict.delay_s)
-        return verdict, process
-
-    async def _watch(self) -> None:
-        await wait_serving(self.spec.probe)
-        if self.life.state is State.STARTING:
-            self.life.ready(_now())
-            log.info("%s is up%s", self.spec.name, " again" if self.has_been_ready.is_set() else "")
-            self.has_been_ready.set()
-
-    async def _pause(self, verdict: Restart) -> None:
-        try:
-            await asyncio.wait_for(self._stopping.wait(), verdict.delay_s)
-        except TimeoutError:
-            return
-
-    async def _end_process(self) -> None:
-        """What is left to do when `run` is cancelled: the process may still run."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.ask_to_end()
-        try:
-            await asyncio.wait_for(process.wait(), _LAST_GRACE_S)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
 
 
 class Supervisor:
@@ -144,6 +33,7 @@ class Supervisor:
 
     def __init__(self, plan: Plan, config: UpConfig, sink: LogSink, prepare: Callable[[], None] = lambda: None) -> None:
         self._config = config
+        self._replacing = asyncio.Lock()
         self._groups = [[_supervised(spec, config, sink, prepare) for spec in group] for group in plan.groups]
 
     def __repr__(self) -> str:
@@ -171,6 +61,30 @@ class Supervisor:
         if failure is not None:
             raise failure
 
+    async def replace(self, names: Collection[str] = (), say: Callable[[str], None] = log.info) -> None:
+        """Replaces services one after the other; the first that cannot be ends it.
+
+        Args:
+            names: of the services; empty: all that can be replaced.
+            say: hears how far it is.
+
+        Raises:
+            NotReplaced: a service goes on as it was; those behind it too.
+        """
+        known = {service.spec.name: service for service in self.services if service.spec.can_be_replaced}
+        unknown = sorted(set(names) - set(known))
+        if unknown or not known:
+            there = ", ".join(known) or "no worker of this machine"
+            raise NotReplaced(f"{', '.join(unknown) or 'nothing'} cannot be replaced; there is: {there}")
+        async with self._replacing:
+            for name in sorted(names or known, key=list(known).index):
+                say(f"{name}: replacing it")
+                try:
+                    await known[name].replace()
+                except NotReplaced as error:
+                    raise NotReplaced(f"{name} is not replaced: {error}") from None
+                say(f"{name}: replaced")
+
     async def _announce(self, announce: Callable[[Sequence[Service]], None]) -> None:
         try:
             async with asyncio.timeout(self._config.ready_s):
@@ -187,7 +101,7 @@ class Supervisor:
 
     async def _drain(self, grace_s: float, forced: asyncio.Event) -> None:
         """Ends the groups front to back, so that nothing is left for the ones behind to do."""
-        deadline = _now() + grace_s
+        deadline = _now() + (grace_s + _LAST_WORDS_S if grace_s else 0.0)
         for group in self._groups:
             left_s = max(_LAST_GRACE_S, deadline - _now())
             await asyncio.gather(*(service.stop(left_s, forced) for service in group))
@@ -195,13 +109,6 @@ class Supervisor:
 
 def _supervised(spec: ServiceSpec, config: UpConfig, sink: LogSink, prepare: Callable[[], None]) -> Service:
     return Service(spec, config, lambda line: sink(spec.name, line), prepare)
-
-
-def _failed(name: str, verdict: GiveUp, last_words: str) -> ServiceFailed:
-    code = ExitCode.USAGE if verdict.exit_code == ExitCode.USAGE else ExitCode.FAILED
-    said = last_words.strip().splitlines()
-    last = f": {_PROGRAM.sub('', said[-1])}" if said else ""
-    return ServiceFailed(f"{name} cannot start: {verdict.reason}{last}", code)
 
 
 async def _first_failure(tasks: set[asyncio.Task[None]], asked: asyncio.Task[Any]) -> BaseException | None:
@@ -219,15 +126,6 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _either(first: asyncio.Event, second: asyncio.Event, timeout_s: float) -> bool:
-    """Waits for one of two events; True where the first is set."""
-    waits = [asyncio.create_task(event.wait()) for event in (first, second)]
-    await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-    return first.is_set()
 
 
 def _now() -> float:

@@ -16,12 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from steploom.config import SteploomConfig
+from steploom.control import listening
 from steploom.exit_codes import CommandError, ExitCode
 from steploom.plan import Plan, plan, with_free_ports
 from steploom.runtime import AlreadyRunning, RuntimeDir
-from steploom.supervisor import Service, Supervisor
+from steploom.service import NotReplaced, Service
+from steploom.supervisor import Supervisor
 from steploom_common.rpc import Shutdown
-from steploom_common.settings import ConfigError, to_toml
+from steploom_common.settings import ConfigError, replace, to_toml
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def run_up(config: SteploomConfig, runtime_path: Path, ready: Callable[[], None]
     """
     runtime = RuntimeDir(runtime_path)
     try:
-        with with_free_ports(config) as settled:
+        with with_free_ports(_within_the_grace(config)) as settled:
             runtime.create()
             with runtime.locked():
                 return _run_locked(settled, runtime, ready)
@@ -49,6 +51,15 @@ def run_up(config: SteploomConfig, runtime_path: Path, ready: Callable[[], None]
         raise CommandError(
             str(error), ExitCode.USAGE, "stop that one with Ctrl-C or SIGTERM, or choose another --runtime-dir"
         ) from None
+
+
+def _within_the_grace(config: SteploomConfig) -> SteploomConfig:
+    """No service takes longer to end than the supervisor waits: it tells those who are cut off itself, by then."""
+    grace_s = config.up.drain_s
+    gateway = replace(config.gateway, drain_s=min(config.gateway.drain_s, grace_s))
+    batcher = replace(config.batcher, drain_s=min(config.batcher.drain_s, grace_s))
+    worker = replace(config.worker, drain_s=min(config.worker.drain_s, grace_s))
+    return replace(config, gateway=gateway, batcher=batcher, worker=worker)
 
 
 def _run_locked(config: SteploomConfig, runtime: RuntimeDir, ready: Callable[[], None] | None) -> ExitCode:
@@ -67,7 +78,7 @@ def _run_locked(config: SteploomConfig, runtime: RuntimeDir, ready: Callable[[],
         raise ConfigError("up.runtime_dir", f"{error.filename} cannot be used: {error.strerror}") from None
     try:
         _check_machine(planned, config, runtime)
-        return asyncio.run(_supervise(planned, config, prepare, ready))
+        return asyncio.run(_supervise(planned, config, runtime.control, prepare, ready))
     finally:
         runtime.clear()
 
@@ -90,11 +101,12 @@ def _check_machine(planned: Plan, config: SteploomConfig, runtime: RuntimeDir) -
 
 
 async def _supervise(
-    planned: Plan, config: SteploomConfig, prepare: Callable[[], None], ready: Callable[[], None] | None
+    planned: Plan, config: SteploomConfig, control: Path, prepare: Callable[[], None], ready: Callable[[], None] | None
 ) -> ExitCode:
     shutdown = Shutdown()
-    _listen(shutdown)
     supervisor = Supervisor(planned, config.up, _log_line, prepare)
+    restarts = Restarts(supervisor)
+    _listen(shutdown, restarts)
 
     def announce(services: Sequence[Service]) -> None:
         _print_ready(services, config)
@@ -102,17 +114,65 @@ async def _supervise(
             ready()
 
     log.info("starting %s", ", ".join(service.spec.name for service in supervisor.services))
-    await supervisor.run(shutdown, announce)
+    async with listening(control, supervisor.replace):
+        running = asyncio.create_task(supervisor.run(shutdown, announce))
+        await _before_the_end(shutdown, running)
+        await restarts.cancel()
+        await running
     log.info("all services have ended")
     return ExitCode.INTERRUPTED if shutdown.forced.is_set() else ExitCode.OK
 
 
-def _listen(shutdown: Shutdown) -> None:
+class Restarts:
+    """Restarts that a signal has asked for, one at a time."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Replaces all workers one after the other, unless that is being done."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="restart")
+        else:
+            log.info("workers are being replaced already")
+
+    async def cancel(self) -> None:
+        """What is not replaced stays."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        try:
+            await self._supervisor.replace()
+        except NotReplaced as error:
+            log.error("%s", error)
+
+
+def _listen(shutdown: Shutdown, restarts: Restarts) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
     shutdown.listen()
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it is ignored, and stays so
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, shutdown.signal)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup it is ignored, and stays so
+        return
+    terminals = [number for number in (0, 1, 2) if os.isatty(number)]
+
+    def hang_up() -> None:
+        """A terminal that closes says SIGHUP too: then there is nobody left for whom to run."""
+        if terminals and not any(os.isatty(number) for number in terminals):
+            shutdown.signal()
+        else:
+            restarts.begin()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)
+
+
+async def _before_the_end(shutdown: Shutdown, running: asyncio.Task[None]) -> None:
+    """Returns when the end is asked for, or has come."""
+    asked = asyncio.create_task(shutdown.requested.wait())
+    await asyncio.wait({asked, running}, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
 
 
 def _log_line(name: str, line: str) -> None:

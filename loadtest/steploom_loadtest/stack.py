@@ -247,5 +247,5 @@ def _service_name(pid: int) -> str | None:
         return None
     module = next((item for item in arguments if item.startswith("steploom_")), "")
     if module == "steploom_engine_worker":
-        return Path(arguments[arguments.index("--listen") + 1]).stem
+        return Path(arguments[arguments.index("--listen") + 1]).name.partition(".")[0]  # worker-0.a.sock
     return module.removeprefix("steploom_") or None

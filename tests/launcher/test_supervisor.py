@@ -18,7 +18,8 @@ import pytest
 from steploom.config import UpConfig
 from steploom.exit_codes import ExitCode
 from steploom.plan import Plan, ServiceSpec
-from steploom.supervisor import Service, ServiceFailed, Supervisor
+from steploom.service import Service, ServiceFailed
+from steploom.supervisor import Supervisor
 from steploom_common.rpc import Shutdown
 
 STAND_IN = Path(__file__).with_name("stand_in.py")

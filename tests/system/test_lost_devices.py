@@ -18,7 +18,8 @@ import pytest
 from steploom.aio import Client
 from steploom.config import UpConfig
 from steploom.plan import Plan, ServiceSpec
-from steploom.supervisor import ServiceFailed, Supervisor
+from steploom.service import ServiceFailed
+from steploom.supervisor import Supervisor
 from steploom.types import EditResult
 from steploom_common.rpc import Shutdown
 from steploom_engine_worker.tiny_model import write_tiny_model
