@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from steploom_common.arena import RegionRef
-from steploom_engine_worker.engine import Costs, MemoryUse, ModelInfo, Stage
+from steploom_engine_worker.engine import AdapterVersion, Costs, MemoryUse, ModelInfo, Stage
 from steploom_engine_worker.schedule import Sampler
 
 
@@ -37,6 +37,7 @@ class Admit:
     sampler: Sampler | None = None  # None: the model's default
     preview_every: int = 0  # steps; 0: none
     adapter: str = ""
+    adapter_digest: str = ""  # of the version; empty: the one that counts by now
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,25 @@ class Release:
     slot: int
 
 
-Command = Admit | Tick | Release
+@dataclass(frozen=True)
+class LoadAdapter:
+    """Reads an adapter of the model directory, and takes it between two ticks."""
+
+    change_id: int
+    name: str
+    at_once: bool = False  # whatever comes after this command waits for it
+
+
+@dataclass(frozen=True)
+class DropAdapter:
+    """Forgets a version of an adapter, with which no job is in a slot."""
+
+    change_id: int
+    name: str
+    digest: str
+
+
+Command = Admit | Tick | Release | LoadAdapter | DropAdapter
 
 
 class TickStatus(IntEnum):
@@ -122,4 +141,16 @@ class Preparing:
     """A preparation keeps ticks waiting: they are not lost."""
 
 
-News = Prepared | Leaving | Preparing  # what a batcher is told beside the ends of ticks
+@dataclass(frozen=True)
+class AdapterChanged:
+    """The answer to a LoadAdapter or DropAdapter."""
+
+    change_id: int
+    versions: Sequence[AdapterVersion]  # that there are now
+    memory: MemoryUse
+    digest: str = ""  # of the version that was loaded
+    error: str = ""  # why it has not been done; empty: it has
+    is_missing: bool = False  # of an error: there is no adapter of that name
+
+
+News = Prepared | Leaving | Preparing | AdapterChanged  # what a batcher is told beside the ends of ticks

@@ -29,6 +29,12 @@ class Mailbox(Generic[Item]):
             self._filled.notify()
             return True
 
+    def put(self, item: Item) -> None:
+        """Adds at the end, whatever the bound: for what comes now and then."""
+        with self._filled:
+            self._items.append(item)
+            self._filled.notify()
+
     def replace(self, item: Item) -> None:
         """Throws away what waits and leaves `item` alone; always fits."""
         with self._filled:

@@ -29,6 +29,10 @@ class Pace:
         due = self._rested if is_busy else min(self._rested, self._was_busy + IDLE_S)
         return max(0.0, due - now)
 
+    def resume(self) -> None:
+        """There may be something to prepare again."""
+        self._has_more = True
+
     def add(self, begin: float, end: float, has_more: bool) -> None:
         """One has been made."""
         self._has_more = has_more

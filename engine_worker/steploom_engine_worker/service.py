@@ -12,9 +12,12 @@ import grpc.aio
 
 from steploom_common.arena import RegionRef
 from steploom_engine_worker.commands import (
+    AdapterChanged,
     Admit,
     Command,
+    DropAdapter,
     Leaving,
+    LoadAdapter,
     News,
     Picture,
     Prepared,
@@ -24,7 +27,7 @@ from steploom_engine_worker.commands import (
     Tick,
     TickDone,
 )
-from steploom_engine_worker.engine import Costs, MemoryUse, ModelInfo, Stage
+from steploom_engine_worker.engine import AdapterVersion, Costs, MemoryUse, ModelInfo, Stage
 from steploom_engine_worker.schedule import Sampler
 from steploom_engine_worker.worker import Session, SessionTaken, Worker, WorkerLeaving
 from steploom_protos.worker.v1 import worker_pb2, worker_pb2_grpc
@@ -119,6 +122,12 @@ def parse_command(message: worker_pb2.Command) -> Command:
         return Tick(tick.tick_id, Stage(tick.stage), tuple(tick.slots), tuple(tick.steps))
     if kind == "release":
         return Release(message.release.slot)
+    if kind == "load_adapter":
+        load = message.load_adapter
+        return LoadAdapter(load.change_id, load.name, load.at_once)
+    if kind == "drop_adapter":
+        drop = message.drop_adapter
+        return DropAdapter(drop.change_id, drop.name, drop.digest)
     raise ValueError("it is empty")
 
 
@@ -136,6 +145,7 @@ def _admit(admit: worker_pb2.Admit) -> Admit:
         sampler=Sampler(admit.sampler) if admit.sampler else None,
         preview_every=admit.preview_every,
         adapter=admit.adapter,
+        adapter_digest=admit.adapter_digest,
     )
 
 
@@ -175,6 +185,16 @@ def report_news(news: News) -> worker_pb2.Report:
             costs, progress = _costs(news.costs), _progress(news.progress)
             prepared = worker_pb2.Prepared(costs=costs, progress=progress, memory=_memory(news.memory))
             return worker_pb2.Report(prepared=prepared)
+        case AdapterChanged():
+            changed = worker_pb2.AdapterChanged(
+                change_id=news.change_id,
+                error=news.error,
+                is_missing=news.is_missing,
+                digest=news.digest,
+                adapters=[_adapter(version) for version in news.versions],
+                memory=_memory(news.memory),
+            )
+            return worker_pb2.Report(adapter_changed=changed)
 
 
 def _costs(costs: Costs) -> list[worker_pb2.BucketCost]:
@@ -204,10 +224,14 @@ def _model(model: ModelInfo) -> worker_pb2.ModelInfo:
         default_guidance_scale=model.default_guidance_scale,
         default_image_guidance_scale=model.default_image_guidance_scale,
         default_sampler=int(model.default_sampler),  # type: ignore[arg-type]
-        adapters=[worker_pb2.Adapter(name=name, **asdict(traits)) for name, traits in model.adapters.items()],
+        adapters=[_adapter(version) for version in model.versions],
         latent_shape=model.latent_shape,
         digest=model.digest,
     )
+
+
+def _adapter(version: AdapterVersion) -> worker_pb2.Adapter:
+    return worker_pb2.Adapter(name=version.name, digest=version.digest, **asdict(version.traits))
 
 
 def report_tick(done: TickDone) -> worker_pb2.Report:

@@ -12,14 +12,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from steploom_engine_worker.commands import (
+    AdapterChanged,
     Admit,
     Command,
+    DropAdapter,
     Leaving,
+    LoadAdapter,
     News,
     Prepared,
     Ready,
@@ -29,8 +33,15 @@ from steploom_engine_worker.commands import (
     TickDone,
     TickStatus,
 )
-from steploom_engine_worker.engine import Costs, Done, Engine, Job, Pending, Pixels, Stage
-from steploom_engine_worker.errors import FatalEngineError, is_fatal, is_refused_memory
+from steploom_engine_worker.engine import Costs, Done, Engine, Job, Pending, Pixels, ReadAdapter, Stage
+from steploom_engine_worker.errors import (
+    AdapterMissing,
+    AdapterRefused,
+    FatalEngineError,
+    ModelError,
+    is_fatal,
+    is_refused_memory,
+)
 from steploom_engine_worker.idleness import Idleness
 from steploom_engine_worker.landing import Landing
 from steploom_engine_worker.ledger import IllegalMove, Ledger, Verdict
@@ -113,6 +124,15 @@ class _Flight:
         return TickDone(tick_id, TickStatus.OK, seconds, start_unix_s, failures=failures, idle_s=self.idle_s)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What came of reading an adapter, beside the ticks."""
+
+    session: Session
+    command: LoadAdapter
+    read: ReadAdapter | Exception
+
+
 class _Forget:
     """Frees every slot."""
 
@@ -121,7 +141,7 @@ class _Stop:
     """Ends the driving thread."""
 
 
-_Item = tuple[Session, Command] | _Forget | _Stop
+_Item = tuple[Session, Command] | _Read | _Forget | _Stop
 
 
 class Worker:
@@ -156,6 +176,7 @@ class Worker:
         self._ledger = Ledger(0)
         self._landing: Landing | None = None  # of an engine whose stages may be pending
         self._pace = Pace()
+        self._reader = ThreadPoolExecutor(1, "steploom-read")  # one at a time: each is given a place of its own
         self._idleness = Idleness(time.perf_counter)
         self.offer: Ready
 
@@ -254,6 +275,8 @@ class Worker:
                 return
             if isinstance(item, _Forget):
                 self._forget_all()
+            elif isinstance(item, _Read):
+                self._take(item)
             elif item[0].is_open:
                 self._obey(*item)
 
@@ -288,8 +311,59 @@ class Worker:
             self._tick(session, command)
         elif isinstance(command, Admit):
             self._admit(command)
-        else:
+        elif isinstance(command, Release):
             self._release(command)
+        elif isinstance(command, DropAdapter):
+            self._drop(session, command)
+        elif command.at_once:
+            self._take(self._read(session, command))
+        else:
+            self._reader.submit(lambda: self._box.put(self._read(session, command)))
+
+    def _read(self, session: Session, command: LoadAdapter) -> _Read:
+        """On any thread; a stage may be under way."""
+        try:
+            return _Read(session, command, self._engine.read_adapter(command.name))
+        except Exception as error:
+            return _Read(session, command, error)
+
+    def _take(self, item: _Read) -> None:
+        """Takes an adapter that was read, between ticks."""
+        read, name = item.read, item.command.name
+        if not item.session.is_open:
+            return
+        if isinstance(read, ReadAdapter):
+            try:
+                self._engine.put_adapter(read)
+            except Exception as error:
+                self._reraise_fatal(error, unless=isinstance(error, AdapterRefused))
+                read = error
+        if isinstance(read, ReadAdapter):
+            log.info("adapter %s is loaded: %s", name, read.version.digest[:12])
+            self._pace.resume()
+            self._tell_adapters(item.session, item.command.change_id, digest=read.version.digest)
+            return
+        is_known = isinstance(read, (AdapterMissing, AdapterRefused, ModelError))
+        log.error("adapter %s is not loaded: %s", name, read, exc_info=None if is_known else read)
+        words = str(read) if is_known else f"{type(read).__name__}: {read}"
+        is_missing = isinstance(read, AdapterMissing)
+        self._tell_adapters(item.session, item.command.change_id, error=words, is_missing=is_missing)
+
+    def _drop(self, session: Session, command: DropAdapter) -> None:
+        try:
+            self._engine.drop_adapter(command.name, command.digest)
+        except Exception as error:
+            self._reraise_fatal(error)
+            log.exception("adapter %s is not dropped", command.name)
+            self._tell_adapters(session, command.change_id, error=f"{type(error).__name__}: {error}")
+        else:
+            log.info("adapter %s is dropped: %s", command.name, command.digest[:12])
+            self._tell_adapters(session, command.change_id)
+
+    def _tell_adapters(self, session: Session, change_id: int, **outcome: Any) -> None:
+        model, memory = self._engine.model, self._engine.memory
+        self.offer = replace(self.offer, model=model, memory=memory, progress=self._engine.progress)
+        session.announce(AdapterChanged(change_id, model.versions, memory, **outcome))
 
     def _admit(self, admit: Admit) -> None:
         try:
@@ -317,6 +391,7 @@ class Worker:
             seed=admit.seed,
             sampler=admit.sampler,
             adapter=admit.adapter,
+            adapter_digest=admit.adapter_digest,
         )
 
     def _release(self, release: Release) -> None:
