@@ -79,6 +79,15 @@ def read_mix(text: str, wishes: Wishes, tiers: Mapping[str, TierConfig]) -> tupl
     return tuple(classes)
 
 
+def read_by_tier(option: str, text: str, tiers: Sequence[str], at_least: int, at_most: int) -> dict[str, int]:
+    """Whole numbers as `VALUE` for all tiers or as `free=VALUE,pro=VALUE`; tiers that are not named are left out.
+
+    Raises:
+        WrongOption: a value is out of its bounds, or a tier is none of `tiers`.
+    """
+    return _by_tier(option, text, tiers, _whole(at_least, at_most))
+
+
 def words_of(mix: Sequence[RequestClass]) -> str:
     """The mix as it could have been asked for, everything said."""
     return ",".join(f"{kind.tier}:{kind.steps}x{kind.side}={kind.weight}" for kind in mix)

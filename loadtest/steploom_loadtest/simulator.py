@@ -104,6 +104,15 @@ class StageUse:
         self.busy_s += other.busy_s
 
 
+@dataclass(frozen=True, slots=True)
+class RanTick:
+    """A tick, when it began, and how it ended."""
+
+    started_at: float  # seconds of the simulation
+    tick: Tick
+    outcome: Outcome
+
+
 @dataclass(frozen=True)
 class Simulation:
     """What a run gives."""
@@ -113,6 +122,7 @@ class Simulation:
     stats: SchedulerStats
     ended_at: float  # when the last job was done
     use: Mapping[Stage, StageUse]  # of all workers together
+    ran: Sequence[RanTick] = ()  # as workers began them; empty unless asked for
 
     @property
     def busy_s(self) -> float:
@@ -232,6 +242,7 @@ class Node:
         self._order = itertools.count()  # of events at one moment
         self._keep_ticks = keep_ticks
         self._ticks: list[tuple[float, Tick]] = []
+        self._ran: list[RanTick] = []
         self._use = {stage: StageUse() for stage in Stage}
         self._last_end = 0.0
         self._now = 0.0
@@ -303,7 +314,7 @@ class Node:
         """
         if not self._scheduler.is_idle:
             raise RuntimeError(f"nothing is left to happen, but jobs live: {self._scheduler!r}")
-        return Simulation(jobs, self._ticks, self._scheduler.statistics(), self._last_end, self._use)
+        return Simulation(jobs, self._ticks, self._scheduler.statistics(), self._last_end, self._use, self._ran)
 
     # ---- the clock
 
@@ -381,6 +392,8 @@ class Node:
 
     def _start(self, worker: _Worker) -> None:
         outcome = worker.execute(worker.line[0])
+        if self._keep_ticks:
+            self._ran.append(RanTick(self._now, worker.line[0], outcome))
         self._at(self._now + outcome.seconds, self._tick_done, (worker, outcome))
 
     def _apply(self, effects: Iterable[Effect]) -> None:
