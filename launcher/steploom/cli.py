@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from steploom.exit_codes import MEANINGS, CommandError, ExitCode
+from steploom.load_commands import commands as load_commands
 from steploom.options import (
     Address,
     ConfigFile,
@@ -108,7 +109,6 @@ def up(
 
 
 @app.command()
-@app.command()
 def restart(
     worker: Annotated[
         list[int] | None, typer.Option(min=0, help="This one alone, by its number; may be given again. Default: all.")
@@ -125,6 +125,7 @@ def restart(
     run_restart(runtime_folder(configuration(config), runtime_dir).control, worker or ())
 
 
+@app.command()
 def edit(
     image: Annotated[Path, typer.Argument(help="PNG, JPEG or WebP file.")],
     instruction: Annotated[str, typer.Argument(help='What to change, as in "put on sunglasses".')],
@@ -367,6 +368,9 @@ def new_token(
     limits = {"tiers": tuple(tier or ()), "rate": rate, "burst": burst, "concurrency": concurrency, "admin": admin}
     path = file or Path(configuration(config).gateway.tokens)
     run_new_token(path if path.name else None, name, limits)
+
+
+app.add_typer(load_commands, name="load")
 
 
 @app.command()

@@ -91,7 +91,8 @@ class TierPoint:
     p50_s: float  # of those that got a picture; 0: none did
     p99_s: float
     deadline_s: float  # the longest of the tier
-    holds: bool  # 99 of 100 in time
+    growth: float  # by which more requests were open at the end, as a share of those of the second half
+    holds: bool  # 99 of 100 in time, and the service keeps up
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class Sweep:
     points: tuple[Point, ...]  # by rate
     limits: tuple[Limit, ...]  # a tier each
     precision: float  # fails_at is at most this share above holds_at
-    knee: float | None = None  # rate with the most pictures a second for a second of latency; None: there is none
+    knee: float | None = None  # rate at which pictures a second over their mean latency are most; None: not known
+    knee_range: tuple[float, ...] = ()  # the rates next to it that were tried: the knee is between them
 
 
 @dataclass(frozen=True)

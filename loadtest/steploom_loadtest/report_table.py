@@ -113,7 +113,8 @@ def verdicts(sweep: Sweep) -> Iterator[str]:
         else:
             yield f"{limit.tier}: 99 of 100 in time up to {limit.holds_at:.2f}/s, no more at {limit.fails_at:.2f}/s"
     if sweep.knee is not None:
-        yield f"knee: {sweep.knee:.2f}/s, where pictures a second over their mean latency are most"
+        near = f", between {min(sweep.knee_range):.2f} and {max(sweep.knee_range):.2f}" if sweep.knee_range else ""
+        yield f"knee: {sweep.knee:.2f}/s{near}, where pictures a second over their mean latency are most"
 
 
 def _counts(counts: object) -> str:

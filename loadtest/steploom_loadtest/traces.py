@@ -97,6 +97,24 @@ def steady(mix: Sequence[RequestClass], rate: float, duration_s: float, seed: in
     return _trace(mix, rate, duration_s, seed, lambda _: 1.0 / rate)
 
 
+def exactly(draw: Callable[[float], Sequence[Arrival]], rate: float, duration_s: float) -> list[Arrival]:
+    """A drawn trace stretched so that it holds as many requests as its rate says: chance is in their moments alone.
+
+    Of Poisson arrivals that is the process itself, given its count.
+
+    Args:
+        draw: a trace of so many seconds.
+        rate: requests a second.
+        duration_s: length of the trace.
+    """
+    count = max(1, round(rate * duration_s))
+    drawn_s = 2.0 * duration_s
+    while len(drawn := draw(drawn_s)) <= count:
+        drawn_s *= 2.0
+    stretch = duration_s / drawn[count].at
+    return [replace(arrival, at=arrival.at * stretch) for arrival in drawn[:count]]
+
+
 def _trace(
     mix: Sequence[RequestClass], rate: float, duration_s: float, seed: int, gap: Callable[[random.Random], float]
 ) -> list[Arrival]:

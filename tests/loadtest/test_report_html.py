@@ -74,13 +74,13 @@ REPORT = Report(
 
 def point(rate: float) -> Point:
     tiers = tuple(
-        TierPoint(tier, 100, share, 0.1, 0.2 * rate, 1.0, share >= 0.99)
+        TierPoint(tier, 100, share, 0.1, 0.2 * rate, 1.0, 0.0, share >= 0.99)
         for tier, share in (("free", 1.0), ("pro", 1.2 - 0.1 * rate))
     )
     return Point(rate, 10.0, min(rate, 7.0), min(rate, 6.0), 0.1 * rate, 0.002, tiers)
 
 
-SWEEP = Sweep((point(1.0), point(2.0), point(4.0)), (Limit("free", 4.0, None), Limit("pro", 2.0, 4.0)), 0.05, 2.0)
+SWEEP = Sweep((point(1.0), point(2.0), point(4.0)), (Limit("free", 4.0, None), Limit("pro", 2.0, 4.0)), 0.05, 2.0, (1.0, 4.0))
 
 
 def tree(text: str) -> ElementTree.Element:
@@ -168,7 +168,7 @@ def test_a_sweep_shows_latency_against_load_and_what_each_tier_bears() -> None:
     said = words(root)
     assert "pro: 99 of 100 in time up to 2.00/s, no more at 4.00/s" in said
     assert "free: 99 of 100 in time at every rate that was tried, up to 4.00/s" in said
-    assert "knee: 2.00/s" in said
+    assert "knee: 2.00/s, between 1.00 and 4.00" in said
 
 
 @pytest.mark.parametrize("change", [{"requests": ()}, {"ticks": ()}, {"work": None}, {"requests": RECORDS[5:6]}])

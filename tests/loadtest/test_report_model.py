@@ -50,10 +50,11 @@ WORK = Work(
     1, {"encode": StageWork(1, 1, 0, 0.5), "denoise": StageWork(2, 6, 2, 1.25), "decode": StageWork(0, 0, 0, 0.0)}, {}
 )
 SWEEP = Sweep(
-    (Point(1.0, 10.0, 1.0, 0.9, 0.2, 0.001, (TierPoint("free", 10, 0.9, 0.1, 0.2, 1.0, False),)),),
+    (Point(1.0, 10.0, 1.0, 0.9, 0.2, 0.001, (TierPoint("free", 10, 0.9, 0.1, 0.2, 1.0, 0.0, False),)),),
     (Limit("free", 0.0, 1.0), Limit("pro", 1.0, None)),
     0.1,
     1.0,
+    (0.5, 2.0),
 )
 REPORT = Report(
     Origin(LIVE, "a run", "2026-01-01T00:00:00+00:00", {"rate": "1 a second"}),

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from steploom_loadtest.traces import FREE_AND_PRO, RequestClass, burst, bursty, poisson, steady
+from steploom_loadtest.traces import FREE_AND_PRO, RequestClass, burst, bursty, exactly, poisson, steady
 
 
 def test_a_seed_gives_one_trace() -> None:
@@ -79,3 +79,18 @@ def test_arrivals_carry_what_their_class_says() -> None:
     (arrival, *_) = poisson([kind], 10.0, 5.0)
     assert (arrival.tier, arrival.steps, arrival.rows, arrival.deadline_s) == ("free", 4, 1, 2.0)
     assert (arrival.adapter, arrival.side, arrival.cancel_after_s) == ("few-step", 256, None)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("cv", [0.5, 1.0, 5.0])
+def test_a_trace_can_hold_just_as_many_requests_as_its_rate_says(seed: int, cv: float) -> None:
+    trace = exactly(lambda seconds: bursty(FREE_AND_PRO, 8.0, seconds, cv, seed), 8.0, 5.0)
+    times = [arrival.at for arrival in trace]
+    assert len(times) == 40
+    assert times == sorted(times)
+    assert 0.0 <= times[0] < times[-1] <= 5.0  # gaps of bursts may be none
+    assert sum(arrival.tier == "pro" for arrival in trace) == 4
+
+
+def test_a_trace_of_less_than_one_request_has_one() -> None:
+    assert len(exactly(lambda seconds: poisson(FREE_AND_PRO, 0.01, seconds), 0.01, 5.0)) == 1
