@@ -1,8 +1,8 @@
 """`python -m steploom_engine_worker`: one engine worker.
 
 Exit codes: 0 after an orderly end, 2 for a wrong configuration or model directory, 3 (EXIT_FATAL) when the engine
-cannot go on (device lost, out of memory) and the worker must be started again, 130 when a second signal has ended it,
-1 for anything else.
+cannot go on (device lost, out of memory), 4 (EXIT_STUCK) when a thread was stuck in it, and the worker must be started
+again, 130 when a second signal has ended it, 1 for anything else.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from functools import partial
 from pathlib import Path
 
 from steploom_common.internal import Internal
+from steploom_common.patience import Overdue
 from steploom_common.rpc import BindError, Shutdown
 from steploom_common.settings import ConfigError, read_section, replace
 from steploom_common.tls_files import InternalConfig
 from steploom_engine_worker.config import WorkerConfig
-from steploom_engine_worker.errors import EXIT_FATAL, ModelError, is_fatal
+from steploom_engine_worker.errors import EXIT_FATAL, EXIT_STUCK, EngineStuck, ModelError, is_fatal
 from steploom_engine_worker.launch import build_engine, check_machine
 from steploom_engine_worker.server import WorkerServer
+from steploom_engine_worker.worker import Limits
 
 log = logging.getLogger("steploom_engine_worker")
 
@@ -63,6 +65,9 @@ def _run(arguments: argparse.Namespace) -> int:
         internal = Internal(read_section(arguments.config, "internal", InternalConfig))
         return asyncio.run(_serve(config, arguments.listen, internal))
     except Exception as error:
+        if isinstance(error, EngineStuck):
+            log.critical("the worker is stuck: %s", error)
+            return EXIT_STUCK
         if is_fatal(error):  # also where a model could not be read for want of memory
             log.critical("the engine cannot go on: %s", error)
             return EXIT_FATAL
@@ -76,8 +81,9 @@ def _run(arguments: argparse.Namespace) -> int:
 async def _serve(config: WorkerConfig, address: str, internal: Internal) -> int:
     shutdown = Shutdown()
     shutdown.listen()
+    limits = Limits(Overdue(config.tick_timeout_s, config.tick_timeout_factor), config.prepare_timeout_s)
     worker_id = f"{os.uname().nodename}-{os.getpid()}"
-    server = WorkerServer(address, worker_id, partial(build_engine, config), config.drain_s, internal)
+    server = WorkerServer(address, worker_id, partial(build_engine, config), config.drain_s, internal, limits)
     has_ended = await server.run(shutdown)
     return shutdown.exit_code or (0 if has_ended else 1)
 

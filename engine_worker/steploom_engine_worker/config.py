@@ -81,6 +81,24 @@ class WorkerConfig:
         (1, 2, 4), "jobs of a decode tick that are measured", at_least=1, at_most=4096
     )
     warmup_repeats: int = setting(3, "most measurements of each bucket; the median counts", at_least=1, at_most=100)
+    tick_timeout_s: float = setting(
+        60.0,
+        "least seconds at one tick after which the worker takes itself for stuck, and ends",
+        above=0,
+        at_most=3600,
+    )
+    tick_timeout_factor: float = setting(
+        20.0,
+        "times the measured seconds of the dearest such tick after which it does, where that is longer",
+        at_least=1,
+        at_most=10_000,
+    )
+    prepare_timeout_s: float = setting(
+        1800.0,
+        "seconds at loading and warming up, or at one preparation while it serves, after which it does",
+        above=0,
+        at_most=86_400,
+    )
     drain_s: float = setting(30.0, "seconds for jobs in slots to end once asked to stop", at_least=0, at_most=3600)
     fake: FakeConfig = section(FakeConfig, "the fake engine")
 

@@ -8,6 +8,9 @@ from pathlib import Path
 # Exit code of a worker whose engine cannot go on: start it again.
 EXIT_FATAL = 3
 
+# Exit code of a worker that was stuck: start it again.
+EXIT_STUCK = 4
+
 # As torch, its libraries and Triton say it. Not every "CUDA error" stays, but none is a job's own: whatever a tick may
 # run has run at warm-up.
 _FATAL_WORDS = (
@@ -49,6 +52,10 @@ class EngineError(RuntimeError):
 
 class FatalEngineError(RuntimeError):
     """The engine cannot go on: the process must end."""
+
+
+class EngineStuck(RuntimeError):
+    """A thread waits for the engine or its device, and nothing comes: the process must end."""
 
 
 def is_fatal(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from steploom_engine_worker.schedule import Sampler
 POISON = "poison"  # an instruction with this word raises in every denoise tick
 OVERFLOW = "overflow"  # this one fails in its first denoise tick, alone
 CRASH = "crash"  # this one ends the process in its first denoise tick
+HANG = "hang"  # this one never ends its first denoise tick
 EXHAUST = "exhaust"  # this one runs out of memory
 CRASH_EXIT_CODE = 13
 
@@ -204,6 +206,8 @@ def draw(job: Job, steps_done: int) -> Pixels:
 def _obey(instruction: str) -> None:
     if CRASH in instruction:
         os._exit(CRASH_EXIT_CODE)
+    if HANG in instruction:
+        threading.Event().wait()
     if EXHAUST in instruction:
         raise MemoryError("out of memory, as it was told to")
     if POISON in instruction:

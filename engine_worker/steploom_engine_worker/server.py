@@ -19,7 +19,7 @@ from steploom_common.internal import PLAIN, Internal
 from steploom_common.rpc import INTERNAL_OPTIONS, ErrorInterceptor, Shutdown, bind
 from steploom_engine_worker.engine import Costs, Engine
 from steploom_engine_worker.service import WorkerService
-from steploom_engine_worker.worker import Worker
+from steploom_engine_worker.worker import LIMITS, Limits, Worker
 from steploom_protos.worker.v1 import worker_pb2, worker_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class WorkerServer:
         build: makes the engine and measures its costs.
         drain_s: seconds for jobs in slots to end once asked to stop.
         internal: how the batcher reaches us.
+        limits: of what the worker's threads do.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class WorkerServer:
         build: Callable[[], tuple[Engine, Costs]],
         drain_s: float,
         internal: Internal = PLAIN,
+        limits: Limits = LIMITS,
     ) -> None:
         self._internal = internal
         self._address = address
         self._drain_s = drain_s
-        self.worker = Worker(worker_id, build, default_directory(_runtime_directory(address)))
+        self.worker = Worker(worker_id, build, default_directory(_runtime_directory(address)), limits)
         self._health = HealthServicer()
 
     async def run(self, shutdown: Shutdown) -> bool:

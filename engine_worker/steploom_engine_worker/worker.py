@@ -8,15 +8,19 @@ faster; how often, `pace` says.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from steploom_common.patience import Overdue
 from steploom_engine_worker.commands import (
     AdapterChanged,
     Admit,
@@ -26,6 +30,7 @@ from steploom_engine_worker.commands import (
     LoadAdapter,
     News,
     Prepared,
+    Preparing,
     Ready,
     Release,
     SlotPicture,
@@ -37,6 +42,7 @@ from steploom_engine_worker.engine import Costs, Done, Engine, Job, Pending, Pix
 from steploom_engine_worker.errors import (
     AdapterMissing,
     AdapterRefused,
+    EngineStuck,
     FatalEngineError,
     ModelError,
     is_fatal,
@@ -48,11 +54,25 @@ from steploom_engine_worker.ledger import IllegalMove, Ledger, Verdict
 from steploom_engine_worker.mailbox import Mailbox
 from steploom_engine_worker.pace import Pace
 from steploom_engine_worker.pictures import Pictures
+from steploom_engine_worker.pulse import Pulse, Watch
 
 log = logging.getLogger(__name__)
 
 # Commands that may wait for the driving thread; a batcher sends an admission, a release and a few ticks for each slot.
 MAX_WAITING = 1024
+
+_LOOKS_A_SIGN = 5  # between signs of life while a preparation keeps ticks waiting
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long the worker's threads may be at something before they are stuck."""
+
+    tick: Overdue = field(default_factory=Overdue)  # held against the dearest bucket of the stage
+    prepare_s: float = 1800.0  # loading and warming up, or one preparation
+
+
+LIMITS = Limits()
 
 
 class Session:
@@ -151,6 +171,7 @@ class Worker:
         worker_id: unique among the workers of a batcher.
         build: makes the engine and measures its costs; runs on the driving thread.
         arena_directory: the only folder in which shared-memory arenas may lie.
+        limits: of what its threads do.
 
     Attributes:
         ready: what the worker offers, once it is warm; or why it could not start.
@@ -158,9 +179,16 @@ class Worker:
         ended: done when the thread has ended; holds the error that ended it, if one did.
     """
 
-    def __init__(self, worker_id: str, build: Callable[[], tuple[Engine, Costs]], arena_directory: Path) -> None:
+    def __init__(
+        self, worker_id: str, build: Callable[[], tuple[Engine, Costs]], arena_directory: Path, limits: Limits = LIMITS
+    ) -> None:
         self._worker_id = worker_id
         self._build = build
+        self._limits = limits
+        self._drive, self._land_pulse = Pulse("driving"), Pulse("landing")
+        self._watch = Watch((self._drive, self._land_pulse), self._give_up, self._look)
+        self._is_preparing = False
+        self._num_looks = 0  # of the watch, while something was prepared
         self._arena_directory = arena_directory
         self._box: Mailbox[_Item] = Mailbox(MAX_WAITING)
         self._session: Session | None = None
@@ -193,13 +221,19 @@ class Worker:
         return not self._ledger.num_used and not len(self._box) and not self._landing
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether it was given up, and its threads will not end."""
+        return self.ended.done() and isinstance(self.ended.exception(), EngineStuck)
+
+    @property
     def is_driven(self) -> bool:
         """Whether a batcher has it."""
         return self._session is not None
 
     def start(self) -> None:
-        """Starts the driving thread."""
+        """Starts the driving thread, and who looks after it."""
         self._thread.start()
+        self._watch.start()
 
     def leave(self) -> None:
         """Takes no more jobs: tells the batcher so, and no other gets the worker any more."""
@@ -211,7 +245,7 @@ class Worker:
         """Ends the thread after the tick under way; False where it did not end in time."""
         self._is_stopping = True  # a session that closes now may throw the item below away
         self._box.replace(_Stop())
-        self._thread.join(timeout_s)
+        self._thread.join(0.0 if self.is_stuck else timeout_s)
         return not self._thread.is_alive()
 
     def open_session(self, emit: Callable[[TickDone], None], tell: Callable[[News], None] = _nobody) -> Session:
@@ -240,7 +274,8 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            self._engine, costs = self._build()
+            with self._drive.at("loading and warming up", self._limits.prepare_s):
+                self._engine, costs = self._build()
             self._pictures = Pictures(self._arena_directory, self._engine)
             self._ledger = Ledger(self._engine.num_slots)
             if self._engine.max_pending:
@@ -254,11 +289,52 @@ class Worker:
             self._pictures.close()
         except BaseException as error:
             log.debug("the driving thread ends", exc_info=error)
-            if not self.ready.done():
-                self.ready.set_exception(error)
-            self.ended.set_exception(error)
+            self._end(error)
         else:
-            self.ended.set_result(None)
+            self._end(None)
+        finally:
+            self._watch.end()
+
+    def _end(self, error: BaseException | None) -> None:
+        """On any thread: a worker that was given up may come to itself."""
+        if error is not None:
+            with suppress(InvalidStateError):
+                self.ready.set_exception(error)
+        with suppress(InvalidStateError):
+            if error is None:
+                self.ended.set_result(None)
+            else:
+                self.ended.set_exception(error)
+
+    def _give_up(self, found: str) -> None:
+        """A thread is stuck, so is what it waits for: nothing of this process helps any more. On the watch's thread."""
+        faulthandler.dump_traceback(file=sys.stderr)
+        self._end(EngineStuck(found))
+
+    def _look(self) -> None:
+        """Lets the batcher know now and then that ticks wait for a preparation. On the watch's thread."""
+        session = self._session
+        if not self._is_preparing or session is None:
+            return
+        self._num_looks += 1
+        if self._num_looks % _LOOKS_A_SIGN == 0:
+            session.announce(Preparing())
+
+    @contextmanager
+    def _preparing(self, what: str) -> Iterator[None]:
+        """What may take minutes, and keeps ticks waiting."""
+        self._is_preparing = True
+        try:
+            with self._drive.at(what, self._limits.prepare_s):
+                yield
+        finally:
+            self._is_preparing = False
+
+    def _limit_s(self, stage: Stage) -> float:
+        """Of a tick."""
+        return self._limits.tick.limit_s(
+            max((seconds for (of, _), seconds in self.offer.costs.items() if of == stage), default=0.0)
+        )
 
     def _describe(self, costs: Costs) -> Ready:
         engine = self._engine
@@ -274,11 +350,23 @@ class Worker:
             if isinstance(item, _Stop):
                 return
             if isinstance(item, _Forget):
-                self._forget_all()
+                with self._drive.at("letting all jobs go", self._limits.tick.least_s):
+                    self._forget_all()
             elif isinstance(item, _Read):
-                self._take(item)
+                with self._preparing("taking an adapter"):
+                    self._take(item)
             elif item[0].is_open:
-                self._obey(*item)
+                with self._obeying(item[1]):
+                    self._obey(*item)
+
+    def _obeying(self, command: Command) -> AbstractContextManager[None]:
+        if isinstance(command, Tick):
+            return self._drive.at(
+                f"tick {command.tick_id} ({command.stage.name.lower()})", self._limit_s(command.stage)
+            )
+        if isinstance(command, (Admit, Release)):
+            return self._drive.at("an admission or a release", self._limits.tick.least_s)
+        return self._preparing("an adapter")
 
     def _next(self) -> _Item:
         """Waits for a command; meanwhile the engine may prepare."""
@@ -294,7 +382,8 @@ class Worker:
     def _prepare(self) -> None:
         """Lets the engine prepare a part, and tells the batcher what costs less for it."""
         begin = time.monotonic()
-        costs = self._engine.prepare()
+        with self._preparing("a preparation"):
+            costs = self._engine.prepare()
         self._pace.add(begin, time.monotonic(), costs is not None)
         if costs is None:
             return
@@ -434,7 +523,7 @@ class Worker:
         self._ledger.commit(tick)
         admits = tuple(self._ledger[slot].admit for slot in tick.slots)
         flight = _Flight(session, tick, admits, start_unix_s, begin, idle_s)
-        self._in_order(lambda: self._land(flight, started))
+        self._in_order(tick, lambda: self._land(flight, started))
 
     def _refuse(self, session: Session, tick: Tick, done: TickDone) -> None:
         """Answers a tick that has not run."""
@@ -444,7 +533,7 @@ class Worker:
                 self._engine.check()
             session.report(done)
 
-        self._in_order(answer)
+        self._in_order(tick, answer)
 
     def _check_device(self) -> None:
         """Raises what the device has failed with, if it has."""
@@ -452,12 +541,17 @@ class Worker:
         if error is not None:
             raise _fatal(error) from error
 
-    def _in_order(self, action: Callable[[], None]) -> None:
+    def _in_order(self, tick: Tick, action: Callable[[], None]) -> None:
         """Runs what answers a tick after the answers of all before it."""
         if self._landing is None:
             action()
-        else:
-            self._landing.add(action)
+            return
+
+        def land() -> None:
+            with self._land_pulse.at(f"tick {tick.tick_id} ({tick.stage.name.lower()})", self._limit_s(tick.stage)):
+                action()
+
+        self._landing.add(land)
 
     def _start(self, tick: Tick) -> Done | Pending:
         if tick.stage is Stage.ENCODE:
