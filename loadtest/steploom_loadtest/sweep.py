@@ -194,14 +194,16 @@ class _Search:
             return None, ()
         rates = sorted(powers)
         place = rates.index(max(rates, key=lambda rate: powers[rate]))
-        return rates[place], tuple(rates[max(0, place - 1) : place + 2])
+        if place in (0, len(rates) - 1):
+            return None, ()  # it is beyond what was tried
+        return rates[place], (rates[place - 1], rates[place + 1])
 
     async def _narrow_knee(self) -> None:
         for _ in range(_MAX_KNEE_POINTS):
             knee, near = self._knee()
             if knee is None:
                 return
-            gaps = [(max(rate, knee) / min(rate, knee), rate) for rate in near if rate != knee]
+            gaps = [(max(rate, knee) / min(rate, knee), rate) for rate in near]
             widest, neighbour = max(gaps)
             if widest <= _KNEE_GAP or await self._try(math.sqrt(knee * neighbour)) is None:
                 return
