@@ -134,6 +134,25 @@ async def test_a_service_that_is_never_ready_is_named(stage: Stage) -> None:
     assert failure.value.code is ExitCode.UNAVAILABLE
 
 
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_service_that_hangs_is_killed_and_started_again(
+    stage: Stage, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    caplog.set_level("INFO")
+    config = UpConfig(min_backoff_s=0.05, max_backoff_s=0.2, hang_s=3.0)
+    supervisor = stage.supervisor(config)
+    async with stage.running(supervisor):
+        hung = service(supervisor, name)
+        first = hung.pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        await eventually(lambda: hung.life.restarts == 1 and hung.life.state.value == "up")
+        assert hung.pid != first
+        assert not is_alive(first)
+        assert all(item.life.restarts == 0 for item in supervisor.services if item is not hung)
+    assert f"{name} has said nothing for" in caplog.text
+
+
 async def test_a_deaf_service_is_killed_after_the_grace(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(service: Service) -> None:
         monkeypatch.setattr("steploom.supervisor._LAST_GRACE_S", 60.0)  # the others, who hear, have time to end
