@@ -177,7 +177,8 @@ class Host:
         self._note(entry, State.READY, "")
         log.info("ready: %s", model)
         if before is not None:
-            self._keep(before.end())
+            before.stop()
+            self._keep(before.ended())
 
     async def _unload(self, entry: Entry, name: str) -> None:
         model = self._models.pop(name, None)
@@ -185,7 +186,8 @@ class Host:
             raise UnknownModel(name, sorted(self._models))
         self._note(entry, State.UNLOADING, "")
         entry.model = None
-        await model.end()
+        model.stop()
+        await model.ended()
         self._note(entry, State.UNAVAILABLE, UNLOADED)
         log.info("unloaded: %s", model)
 
@@ -231,8 +233,10 @@ class Host:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def end(self) -> None:
-        """Ends every model; returns when their batches have ended."""
+    def stop(self) -> list[LoadedModel]:
+        """Models end when their batches have; returns those that do, to be waited for."""
         models = list(self._models.values())
         self._models.clear()
-        await asyncio.gather(*(model.end() for model in models))
+        for model in models:
+            model.stop()
+        return models

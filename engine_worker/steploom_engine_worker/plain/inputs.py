@@ -40,9 +40,7 @@ def _values(item: pb.Item) -> Mapping[str, Value]:
     given = item.parameters
     if not given:
         return _NONE
-    return {
-        name: getattr(value, value.WhichOneof("parameter_choice") or _TEXT) for name, value in given.items()
-    }
+    return {name: getattr(value, value.WhichOneof("parameter_choice") or _TEXT) for name, value in given.items()}
 
 
 class Gatherer:

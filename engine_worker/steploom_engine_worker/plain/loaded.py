@@ -77,7 +77,8 @@ class LoadedModel:
         )
         errors = [result for result in results if result is not None]
         if errors:
-            await self.end()
+            self.stop()
+            await self.ended()
             raise _reason(errors[0])
 
     def submit(self, version: int, work: Work) -> bool:
@@ -93,11 +94,14 @@ class LoadedModel:
         queue.put(work)
         return True
 
-    async def end(self) -> None:
-        """Returns when all batches that were submitted have ended. Nothing may be submitted after the call."""
+    def stop(self) -> None:
+        """Instances end when all batches that were submitted have. Nothing may be submitted any more."""
         for queue in self._queues.values():
             for _ in range(self.num_instances):
                 queue.put(None)
+
+    async def ended(self) -> None:
+        """Returns when all instances have ended."""
         await asyncio.gather(*(asyncio.wrap_future(instance.ended) for instance in self._instances))
         for origin in self._origins.values():
             forget(origin)

@@ -30,7 +30,7 @@ _MAX_DIMS = 16
 _MAX_TENSORS = 256  # in, and out
 _MAX_INSTANCES = 64  # of a group, on each GPU
 _MAX_BATCH_SIZE = 2**16
-_MAX_PRIORITY_LEVELS = 2**10
+_MAX_PRIORITY_LEVELS = 10_000
 
 _UNSUPPORTED = ("batch_input", "batch_output", "cc_model_filenames")
 _UNSUPPORTED_OF_INPUTS = ("is_shape_tensor", "allow_ragged_batch", "is_non_linear_format_io")
@@ -199,13 +199,13 @@ def _batching(config: pb.ModelConfig) -> Iterator[str]:
     levels = batching.priority_levels
     if levels > _MAX_PRIORITY_LEVELS:
         yield f"dynamic_batching.priority_levels: is {levels}, must be at most {_MAX_PRIORITY_LEVELS}"
-    if not (1 if levels else 0) <= batching.default_priority_level <= levels:
+    if levels and not 1 <= batching.default_priority_level <= levels:
         yield (
             f"dynamic_batching.default_priority_level: is {batching.default_priority_level}, "
-            f"must be {f'1 to priority_levels, {levels}' if levels else '0 without priority_levels'}"
+            f"must be 1 to priority_levels, {levels}"
         )
     for level in sorted(batching.priority_queue_policy):
-        if not 1 <= level <= levels:
+        if levels and not 1 <= level <= levels:
             yield f"dynamic_batching.priority_queue_policy: has {level}, each must be 1 to priority_levels, {levels}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,14 @@ from steploom_common.internal import PLAIN, Internal
 from steploom_common.rpc import INTERNAL_OPTIONS, ErrorInterceptor, Shutdown, bind
 from steploom_engine_worker.plain.config import HostConfig
 from steploom_engine_worker.plain.host import Host
+from steploom_engine_worker.plain.loaded import LoadedModel
 from steploom_engine_worker.plain.repository import Repository, strangers
 from steploom_engine_worker.plain.service import SERVICE, ModelHostService, add_to_server
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.05  # between looks at whether batches are open
+_CLOSE_S = 10.0  # for models to close, once no batch is open
 
 
 class HostServer:
@@ -74,6 +77,7 @@ class HostServer:
             await self._set_health(False)
             if not broken.done():
                 await shutdown.grace(_drained(host), self._config.drain_s)
+                await shutdown.grace(_ended(host.stop()), _CLOSE_S)
         finally:
             loading.cancel()
             await server.stop(grace=None)
@@ -111,6 +115,10 @@ async def _first(broken: asyncio.Future[BaseException], shutdown: Shutdown) -> N
 async def _drained(host: Host) -> None:
     while host.num_open:  # noqa: ASYNC110 - the other side is threads
         await asyncio.sleep(_POLL_S)
+
+
+async def _ended(models: Sequence[LoadedModel]) -> None:
+    await asyncio.gather(*(model.ended() for model in models))
 
 
 def _tell(broken: asyncio.Future[BaseException], loop: asyncio.AbstractEventLoop, error: BaseException) -> None:
