@@ -53,13 +53,17 @@ class Layer:
 
 
 class Network:
-    """Timesteps in float32 become half precision in a cast; the sample is half precision from the start."""
+    """Timesteps in float32 become half precision in a cast; the sample is half precision from the start.
+
+    As 8.6 has it, every tensor between layers tells float32 until an output type is set, and a cast with another
+    output type than the one that it casts to is not built.
+    """
 
     def __init__(self, flags: int) -> None:
         self.flags = flags
         times, sample = Tensor("timesteps", _DataType.FLOAT, (3,)), Tensor("sample", _DataType.HALF, (3, 8, 8, 8))
         phases, waves = Tensor("phases", _DataType.FLOAT), Tensor("waves", _DataType.FLOAT)
-        short, out = Tensor("short", _DataType.HALF), Tensor("prediction", _DataType.HALF, (3, 8, 8, 4))
+        short, out = Tensor("short", _DataType.FLOAT), Tensor("prediction", _DataType.HALF, (3, 8, 8, 4))
         constant, table = Tensor("constant", _DataType.FLOAT), Tensor("table", _DataType.FLOAT)
         self._inputs, self._outputs = [sample, times], [out]
         self.layers = [
@@ -67,7 +71,7 @@ class Network:
             Layer("other table", [constant], [table]),
             Layer("multiply", [times, constant], [phases]),
             Layer("sine", [phases, None], [waves]),
-            Layer("cast", [waves], [short]),
+            Layer("cast", [waves], [short], "CAST"),
             Layer("convolution", [sample, short], [out], "CONVOLUTION"),
         ]
         self.num_layers, self.num_inputs, self.num_outputs = len(self.layers), 2, 1
@@ -167,6 +171,9 @@ class Recorded:
                 if recorded._fails:
                     self._log.log(1, "no kernel for convolution")
                     return None
+                if any(layer.type == "CAST" and layer.output_types for layer in network.layers):
+                    self._log.log(1, "castLayer: another output type than the one it casts to")
+                    return None
                 return b"an engine"
 
         class Parser:
@@ -183,7 +190,7 @@ class Recorded:
             Builder=Builder,
             OnnxParser=Parser,
             DataType=_DataType,
-            LayerType=SimpleNamespace(CONVOLUTION="CONVOLUTION"),
+            LayerType=SimpleNamespace(CONVOLUTION="CONVOLUTION", CAST="CAST"),
             float32=_DataType.FLOAT,
             float16=_DataType.HALF,
             NetworkDefinitionCreationFlag=SimpleNamespace(EXPLICIT_BATCH=0),

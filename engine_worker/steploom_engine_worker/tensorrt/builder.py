@@ -164,32 +164,41 @@ def _configure(
     if not flavour.is_strongly_typed:
         config.set_flag(trt.BuilderFlag.FP16)
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-        _keep_float32(trt, network)
-        _keep_convolutions(trt, network)
+        _keep_convolutions(trt, network, _keep_float32(trt, network))
 
 
-def _keep_float32(trt: Any, network: Any) -> None:
-    """What the graph computes in float32 of float32 inputs stays so: half precision would lose a timestep's phases."""
+def _keep_float32(trt: Any, network: Any) -> set[str]:
+    """What the graph computes of float32 inputs stays so until it is cast; returns the names of its tensors.
+
+    Half precision would lose a timestep's phases. 8.6 tells float32 of every tensor between layers, that of a cast to
+    half precision too: where such a chain ends is seen by the cast alone, whose type must not be set to another.
+    """
     inputs = [network.get_input(number) for number in range(network.num_inputs)]
     wide = {item.name for item in inputs if item.dtype == trt.float32}
     for number in range(network.num_layers):
         layer = network.get_layer(number)
-        read = {item.name for item in map(layer.get_input, range(layer.num_inputs)) if item is not None}
         outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
-        if not wide & read or any(item.dtype != trt.float32 for item in outputs):
+        is_cast = layer.type == trt.LayerType.CAST
+        if is_cast or not wide & _read(layer) or any(item.dtype != trt.float32 for item in outputs):
             continue
         wide |= {item.name for item in outputs}
         layer.precision = trt.float32
         for index in range(layer.num_outputs):
             layer.set_output_type(index, trt.float32)
+    return wide
 
 
-def _keep_convolutions(trt: Any, network: Any) -> None:
-    """Convolutions in half precision are tried in that alone: their kernels take most of a build's time."""
+def _keep_convolutions(trt: Any, network: Any, wide: set[str]) -> None:
+    """Convolutions of half precision are tried in that alone: their kernels take most of a build's time."""
     for number in range(network.num_layers):
         layer = network.get_layer(number)
-        if layer.type == trt.LayerType.CONVOLUTION and layer.get_output(0).dtype == trt.float16:
+        if layer.type == trt.LayerType.CONVOLUTION and not wide & _read(layer):
             layer.precision = trt.float16
+
+
+def _read(layer: Any) -> set[str]:
+    """The names of a layer's inputs."""
+    return {item.name for item in map(layer.get_input, range(layer.num_inputs)) if item is not None}
 
 
 def _add_profiles(builder: Any, config: Any, network: Any, buckets: Sequence[int]) -> tuple[Profile, ...]:
