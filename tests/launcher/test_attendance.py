@@ -92,7 +92,7 @@ def test_without_a_bound_nobody_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_time_in_which_we_stood_still_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two questions without an answer, and ten minutes of ours gone with the second."""
-    unanswered = []
+    unanswered: list[float] = []
 
     def says(now: float) -> Answer:
         if now < 100 or len(unanswered) == 2:
