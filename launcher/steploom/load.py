@@ -127,8 +127,8 @@ def run_load(
     if trace is not None:
         arrivals = _from_file(trace, service.tiers, speed)
         arrivals = [item for item in arrivals if seconds is None or item.at < seconds]
-        length_s = seconds or max(arrivals[-1].at, 1e-3) if arrivals else 0.0
-        offered = len(arrivals) / length_s if length_s else 0.0
+        length_s = seconds or arrivals[-1].at or 1.0  # of a trace whose requests all come at once
+        offered = len(arrivals) / length_s
         settings |= {"trace": str(trace), "speed": f"{speed:g}"}
     else:
         assert rate is not None
