@@ -74,6 +74,17 @@ class Stack:
         return str(self._services()["batcher"])
 
     @property
+    def runtime(self) -> Path:
+        """The runtime folder."""
+        return self._runtime
+
+    @property
+    def metrics_url(self) -> str:
+        """Of the page of metrics."""
+        settings = tomllib.loads((self._runtime / "steploom.toml").read_text())
+        return f"http://{settings['gateway']['metrics_listen']}/metrics"
+
+    @property
     def log(self) -> str:
         """What the services have said so far."""
         return self._child.log
@@ -116,9 +127,7 @@ class Stack:
 
     def metric(self, name: str) -> float:
         """A gauge or counter of the gateway, summed over its labels; 0 where it has none yet."""
-        settings = tomllib.loads((self._runtime / "steploom.toml").read_text())
-        url = f"http://{settings['gateway']['metrics_listen']}/metrics"
-        with urllib.request.urlopen(url, timeout=_ANSWER_S) as page:
+        with urllib.request.urlopen(self.metrics_url, timeout=_ANSWER_S) as page:
             lines = page.read().decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}[ {{]", line))
 
