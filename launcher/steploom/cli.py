@@ -26,6 +26,7 @@ from steploom.options import (
     override,
     runtime_folder,
 )
+from steploom.simulation_commands import register as register_simulation
 
 EPILOG = "Exit codes: " + "; ".join(f"{code.value} {meaning}" for code, meaning in MEANINGS.items()) + "."
 
@@ -371,6 +372,7 @@ def new_token(
 
 
 app.add_typer(load_commands, name="load")
+register_simulation(app)
 
 
 @app.command()
