@@ -9,7 +9,16 @@ from dataclasses import replace
 from typing import Protocol
 
 from steploom_batcher.device_use import DeviceUse
-from steploom_batcher.messages import Command, Leaving, Prepared, Preparing, Ready, Report, TickReport
+from steploom_batcher.messages import (
+    AdapterChanged,
+    Command,
+    Leaving,
+    Prepared,
+    Preparing,
+    Ready,
+    Report,
+    TickReport,
+)
 from steploom_batcher.roster import Link
 from steploom_batcher.types import Tick
 from steploom_common.patience import Overdue, Patience
@@ -35,6 +44,9 @@ class Listener(Protocol):
 
     def prepared(self, name: str, prepared: Prepared) -> None:
         """Ticks of the worker cost less from now on."""
+
+    def adapter_changed(self, name: str, changed: AdapterChanged) -> None:
+        """It has loaded or dropped an adapter, or cannot."""
 
 
 class Session(Protocol):
@@ -138,6 +150,9 @@ class Conversation:
                 case Prepared():
                     self.ready = replace(self.ready, progress=report.progress, memory=report.memory)
                     self._listener.prepared(self.name, report)
+                case AdapterChanged():
+                    self.ready = replace(self.ready, memory=report.memory)
+                    self._listener.adapter_changed(self.name, report)
                 case Leaving():
                     self._listener.worker_leaving(self.name)
                     self._leaving.set()

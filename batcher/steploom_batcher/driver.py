@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+from steploom_batcher.adapter_changes import AdapterChanges
 from steploom_batcher.feed import JobFeed
-from steploom_batcher.messages import Model, Payload, Prepared, Ready, TickReport
+from steploom_batcher.messages import AdapterChanged, AdapterVersion, Model, Payload, Prepared, Ready, TickReport
 from steploom_batcher.roster import Link, LiveWorker, Roster
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.types import Admitted, JobSpec, Key, Refused, SchedulerStats, Stage, Status, Tick, WorkerProfile
 from steploom_common.errors import JobCancelled, SteploomError, Unavailable
+from steploom_common.logs import Fields, about, ids_of
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,11 @@ log = logging.getLogger(__name__)
 def key_of(model: Model) -> Key:
     """What rows of this model have in common."""
     return Key(f"{model.name}@{model.digest}", model.latent_shape)
+
+
+def _about(spec: JobSpec, **fields: str) -> dict[str, Fields]:
+    """Of a line about a job."""
+    return about(tier=spec.tier, **ids_of(spec.job_id, spec.traceparent), **fields)
 
 
 class Driver:
@@ -48,6 +56,7 @@ class Driver:
         self._on_tick = on_tick
         self._on_change = on_change
         self._roster = Roster()
+        self.adapters = AdapterChanges(self._roster, self._publish, self._changed, self.cancel)
         self._models: dict[str, Model] = {}  # the latest of every worker, by its name
         self._pump_handle: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -100,9 +109,13 @@ class Driver:
             raise ValueError(f"job {spec.job_id!r} lives")
         answer = self._scheduler.submit(spec, self._loop.time())
         if isinstance(answer, Refused):
+            log.debug("job %s is refused: %s", spec.job_id, answer.message, extra=_about(spec, cause=answer.cause.value))
             return answer
         feed = JobFeed(spec.steps, has_progress)
         self._roster.add(spec, payload, feed)
+        if log.isEnabledFor(logging.DEBUG):
+            words = "job %s is admitted: %d steps, %.3f s predicted"
+            log.debug(words, spec.job_id, spec.steps, answer.predicted_s, extra=_about(spec))
         self._changed()
         return answer, feed
 
@@ -164,7 +177,8 @@ class Driver:
         profile = WorkerProfile(name, key_of(ready.model), ready.num_slots, ready.costs, home)
         effects = self._scheduler.worker_up(profile, self._loop.time())
         self._models[name] = ready.model
-        self._roster.workers[name] = LiveWorker(name, link, home or name)
+        worker = self._roster.workers[name] = LiveWorker(name, link, home or name, versions=ready.model.held)
+        self.adapters.worker_up(worker, ready.model.name)  # what it is to load comes before its first job
         self._roster.apply(effects)
         log.info("worker %s is up: %s on %s, %d slots", name, ready.worker_id, ready.device, ready.num_slots)
         self._changed()
@@ -186,6 +200,7 @@ class Driver:
         if worker is not None:
             log.info("worker %s leaves, with %d jobs to end", name, len(worker.slots))
             worker.is_leaving = True
+            self.adapters.worker_leaving(name)
             self._scheduler.worker_leaving(name)
             self._changed()
 
@@ -209,19 +224,36 @@ class Driver:
             self._scheduler.reprice(name, prepared.costs)
             self._changed()
 
+    def adapter_changed(self, name: str, changed: AdapterChanged) -> None:
+        """A worker has loaded or dropped an adapter, or cannot."""
+        worker = self._roster.workers.get(name)
+        if worker is not None:
+            self.adapters.answered(worker, changed)
+            self._changed()
+
+    def _publish(self, model: str, offered: Mapping[str, AdapterVersion]) -> None:
+        """What jobs of a model can have is another than before."""
+        versions = tuple(offered.values())
+        traits = {item.name: item.traits for item in versions}
+        for name, known in self._models.items():
+            if known.name == model:
+                self._models[name] = replace(known, adapters=traits, versions=versions)
+
     def _log_failures(self, worker: LiveWorker, report: TickReport) -> None:
         """Once a job: ticks that were in flight behind say it again."""
         for slot, error in report.outcome.failures.items():
             job = worker.slots.get(slot)
             if job is not None and job.end is None:
+                job_id, extra = job.spec.job_id, _about(job.spec, worker=worker.name)
                 log.warning(
-                    "worker %s: job %s failed in tick %d: %s", worker.name, job.spec.job_id, report.tick_id, error
+                    "worker %s: job %s failed in tick %d: %s", worker.name, job_id, report.tick_id, error, extra=extra
                 )
 
     def _lose(self, worker: LiveWorker) -> None:
         self._roster.lose(worker)
         if any(other.home == worker.home for other in self._roster.workers.values()):
             del self._models[worker.name]  # another has taken its place: it is not expected back
+        self.adapters.worker_down(worker.name)
         self._roster.apply(self._scheduler.worker_down(worker.name, self._loop.time()))
         self._changed()
         self._tell_change()
@@ -240,6 +272,7 @@ class Driver:
         self._pump_handle = None
         now = self._loop.time()
         self._roster.apply(self._scheduler.expire(now))
+        self.adapters.tidy()
         for tick in self._scheduler.next_ticks(now):
             self._put_in_line(tick, now)
         for worker in self._roster.workers.values():

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Container, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from steploom_batcher.messages import (
+    AdapterChanged,
+    AdapterVersion,
     Admit,
     Command,
+    DropAdapter,
     Free,
     Leaving,
+    LoadAdapter,
     Model,
     Payload,
     Picture,
@@ -25,7 +30,7 @@ from steploom_batcher.messages import Report as AnyReport
 from steploom_batcher.types import Entry, Outcome, Stage, StageCosts, Status, Tick
 from steploom_common.adapter import AdapterTraits
 
-Report = Callable[[TickReport], None]
+Report = Callable[[TickReport | AdapterChanged], None]
 
 
 def flat_costs(encode_s: float, row_s: float, decode_s: float, max_rows: int = 24) -> StageCosts:
@@ -76,9 +81,19 @@ class FakeWorker:
     Args:
         costs: seconds of each bucket of each stage; a tick of no seconds ends in the next turn of the loop.
         report: gets each tick's end.
+        versions: of adapters that it has.
+        folder: what loading an adapter gives: a version, or why it cannot be loaded; after so many seconds.
     """
 
-    def __init__(self, costs: StageCosts, report: Report) -> None:
+    def __init__(
+        self,
+        costs: StageCosts,
+        report: Report,
+        versions: Sequence[AdapterVersion] = (),
+        folder: Mapping[str, tuple[AdapterVersion | str, float]] = MappingProxyType({}),
+    ) -> None:
+        self.versions = tuple(versions)
+        self._folder = folder
         self.costs = costs
         self._report = report
         self._loop = asyncio.get_running_loop()
@@ -90,6 +105,7 @@ class FakeWorker:
         self.overflow: dict[str, tuple[Stage, int]] = {}  # jobs whose values go bad, and from which stage and step on
         self.fail_ticks = 0  # so many of the next ticks raise, whoever is in them
         self.history: list[Command] = []
+        self.misfits: list[str] = []  # jobs that came for a version that it has not
 
     def __repr__(self) -> str:
         return f"FakeWorker(slots={sorted(self.slots)}, line={len(self._line)})"
@@ -125,11 +141,51 @@ class FakeWorker:
             command = self._line.popleft()
             if isinstance(command, Admit):
                 assert command.slot not in self.slots, f"slot {command.slot} is taken"
-                self.slots[command.slot] = _Slot(command.job_id, command.payload)
+                self.slots[command.slot] = _Slot(command.job_id, self._fitted(command.job_id, command.payload))
             elif isinstance(command, Free):
                 del self.slots[command.slot]
-            else:
+            elif isinstance(command, Tick):
                 self._start(command)
+            elif isinstance(command, LoadAdapter):
+                found, seconds = self._folder.get(command.name, ("there is none", 0.0))
+                if command.at_once:
+                    self._running = self._loop.call_later(seconds, self._load_at_once, command, found)
+                else:
+                    self._loop.call_later(seconds, self._load, command, found)
+            else:
+                self._drop(command)
+
+    def _fitted(self, job_id: str, payload: Payload) -> Payload:
+        """With a version that it has, as a worker does it; a job whose adapter it has not makes its ticks raise."""
+        digests = [item.digest for item in self.versions if item.name == payload.adapter]
+        if not payload.adapter or payload.adapter_digest in digests:
+            return payload
+        self.misfits.append(job_id)
+        if digests:
+            return replace(payload, adapter_digest=digests[-1])
+        self.poison.add(job_id)
+        return payload
+
+    def _load_at_once(self, command: LoadAdapter, found: AdapterVersion | str) -> None:
+        self._load(command, found)
+        self._next()
+
+    def _load(self, command: LoadAdapter, found: AdapterVersion | str) -> None:
+        if self._is_dead:
+            return
+        if isinstance(found, str):
+            is_missing = command.name not in self._folder
+            self._report(AdapterChanged(command.change_id, self.versions, error=found, is_missing=is_missing))
+            return
+        self.versions = (*(item for item in self.versions if item != found), found)
+        self._report(AdapterChanged(command.change_id, self.versions, digest=found.digest))
+
+    def _drop(self, command: DropAdapter) -> None:
+        gone = command.name, command.digest
+        users = [slot for slot in self.slots.values() if (slot.payload.adapter, slot.payload.adapter_digest) == gone]
+        assert not users, f"{gone} is dropped under {users}"
+        self.versions = tuple(item for item in self.versions if (item.name, item.digest) != gone)
+        self._report(AdapterChanged(command.change_id, self.versions))
 
     def _start(self, tick: Tick) -> None:
         if not all(self.slots[entry.slot].is_at(tick, entry) for entry in tick.entries):
@@ -179,7 +235,7 @@ class FakeWorker:
         if payload.output is not None and stage is Stage.DECODE:
             return Picture(source.height, source.width, payload.output)
         size = source.height * source.width * 3
-        text = f"{payload.seed}:{payload.instruction}:".encode()
+        text = f"{payload.seed}:{payload.instruction}:".encode() + payload.adapter_digest.encode()
         return Picture(source.height, source.width, (text * (size // len(text) + 1))[:size])
 
 
@@ -194,6 +250,7 @@ class FakeHost:
         self.ready = ready
         self._reports: asyncio.Queue[AnyReport | None] = asyncio.Queue()
         self.worker: FakeWorker | None = None  # of the session that is open
+        self.folder: dict[str, tuple[AdapterVersion | str, float]] = {}  # see `FakeWorker`
         self.is_listening = True
         self.dialled_at: list[float] = []  # on the loop's clock
 
@@ -209,7 +266,7 @@ class FakeHost:
         if self.worker is not None:
             raise ConnectionError("ALREADY_EXISTS: another batcher drives this worker")
         reports = self._reports = asyncio.Queue()
-        worker = self.worker = FakeWorker(self.ready.costs, reports.put_nowait)
+        worker = self.worker = FakeWorker(self.ready.costs, reports.put_nowait, self.ready.model.held, self.folder)
         try:
             yield FakeSession(self.ready, worker, reports)
         finally:

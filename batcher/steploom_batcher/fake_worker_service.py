@@ -10,9 +10,26 @@ import grpc
 import grpc.aio
 
 from steploom_batcher.fake_worker import FakeWorker
-from steploom_batcher.messages import Admit, Command, Free, Payload, Ready, TickReport
+from steploom_batcher.messages import (
+    AdapterChanged,
+    AdapterVersion,
+    Admit,
+    Command,
+    DropAdapter,
+    Free,
+    LoadAdapter,
+    Payload,
+    Ready,
+    TickReport,
+)
 from steploom_batcher.types import Entry, Key, Stage, Tick
-from steploom_batcher.worker_wire import model_to_wire, picture_from_wire, picture_to_wire, region_from_wire
+from steploom_batcher.worker_wire import (
+    model_to_wire,
+    picture_from_wire,
+    picture_to_wire,
+    region_from_wire,
+    versions_to_wire,
+)
 from steploom_common.rpc import INTERNAL_OPTIONS, bind
 from steploom_protos.worker.v1 import worker_pb2 as pb
 from steploom_protos.worker.v1 import worker_pb2_grpc
@@ -27,6 +44,7 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServicer):
         self._ready = ready
         self.worker: FakeWorker | None = None  # of the stream that is open
         self.num_streams = 0  # since start
+        self.folder: dict[str, tuple[AdapterVersion | str, float]] = {}  # see `FakeWorker`
 
     async def Drive(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.Command], context: grpc.aio.ServicerContext[Any, Any]
@@ -35,8 +53,9 @@ class FakeWorkerService(worker_pb2_grpc.WorkerServicer):
         if self.worker is not None:
             await context.abort(grpc.StatusCode.ALREADY_EXISTS, "another batcher drives this worker")
         self.num_streams += 1
-        reports: asyncio.Queue[TickReport] = asyncio.Queue()
-        worker = self.worker = FakeWorker(self._ready.costs, reports.put_nowait)
+        reports: asyncio.Queue[TickReport | AdapterChanged] = asyncio.Queue()
+        held, folder = self._ready.model.held, self.folder
+        worker = self.worker = FakeWorker(self._ready.costs, reports.put_nowait, held, folder)
         reader = asyncio.create_task(_obey(worker, request_iterator))
         try:
             yield _ready_to_wire(self._ready)
@@ -68,6 +87,12 @@ def _command_from_wire(command: pb.Command) -> Command:
             return Admit(command.admit.job_id, command.admit.slot, _payload(command.admit))
         case "release":
             return Free(command.release.slot)
+        case "load_adapter":
+            load = command.load_adapter
+            return LoadAdapter(load.change_id, load.name, load.at_once)
+        case "drop_adapter":
+            drop = command.drop_adapter
+            return DropAdapter(drop.change_id, drop.name, drop.digest)
         case _:
             return _tick(command.tick)
 
@@ -84,6 +109,7 @@ def _payload(admit: pb.Admit) -> Payload:
         sampler=admit.sampler,
         preview_every=admit.preview_every,
         adapter=admit.adapter,
+        adapter_digest=admit.adapter_digest,
     )
 
 
@@ -93,7 +119,16 @@ def _tick(tick: pb.Tick) -> Tick:
     return Tick(tick.tick_id, "", Stage(tick.stage), _NO_KEY, entries, 0, tick.bucket, 0.0)
 
 
-def _report_to_wire(report: TickReport) -> pb.Report:
+def _report_to_wire(report: TickReport | AdapterChanged) -> pb.Report:
+    if isinstance(report, AdapterChanged):
+        changed = pb.AdapterChanged(
+            change_id=report.change_id,
+            error=report.error,
+            is_missing=report.is_missing,
+            digest=report.digest,
+            adapters=versions_to_wire(report.versions),
+        )
+        return pb.Report(adapter_changed=changed)
     pixels = [pb.SlotPixels(slot=slot, pixels=picture_to_wire(picture)) for slot, picture in report.pictures]
     outcome = report.outcome
     failures = [pb.SlotFailure(slot=slot, error=error) for slot, error in outcome.failures.items()]

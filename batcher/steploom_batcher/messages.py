@@ -11,6 +11,15 @@ from steploom_common.arena import RegionRef
 
 
 @dataclass(frozen=True)
+class AdapterVersion:
+    """An adapter as its files were when a worker read them."""
+
+    name: str
+    digest: str  # equal digests draw equal pictures
+    traits: AdapterTraits
+
+
+@dataclass(frozen=True)
 class Picture:
     """uint8 RGB, height x width x 3: the bytes, or where they lie."""
 
@@ -33,6 +42,7 @@ class Payload:
     sampler: int  # steploom.v1.Sampler
     preview_every: int = 0  # steps; 0: none
     adapter: str = ""  # empty: none
+    adapter_digest: str = ""  # of its version; empty: any
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,25 @@ class Free:
     slot: int
 
 
-Command = Admit | Tick | Free
+@dataclass(frozen=True)
+class LoadAdapter:
+    """Lets the worker read an adapter, and take it between two ticks."""
+
+    change_id: int
+    name: str
+    at_once: bool = False  # whatever comes after this command waits for it
+
+
+@dataclass(frozen=True)
+class DropAdapter:
+    """Lets the worker forget a version; comes after the last job that has it."""
+
+    change_id: int
+    name: str
+    digest: str
+
+
+Command = Admit | Tick | Free | LoadAdapter | DropAdapter
 
 
 @dataclass(frozen=True)
@@ -77,7 +105,13 @@ class Model:
     sampler: int  # default; steploom.v1.Sampler
     adapters: Mapping[str, AdapterTraits]  # by name; the first that fits a request is the automatic choice
     latent_shape: tuple[int, ...]  # channels, height, width
-    digest: str  # of the weights
+    digest: str  # of the weights without adapters
+    versions: tuple[AdapterVersion, ...] = ()  # of adapters; of one name from the oldest to the one that counts
+
+    @property
+    def held(self) -> tuple[AdapterVersion, ...]:
+        """`versions`, also where nothing but `adapters` is known."""
+        return self.versions or tuple(AdapterVersion(name, "", traits) for name, traits in self.adapters.items())
 
 
 @dataclass(frozen=True)
@@ -117,7 +151,19 @@ class Preparing:
     """A preparation keeps a worker's ticks waiting: they are not lost."""
 
 
-Report = TickReport | Prepared | Leaving | Preparing
+@dataclass(frozen=True)
+class AdapterChanged:
+    """A worker's answer to a LoadAdapter or DropAdapter."""
+
+    change_id: int
+    versions: tuple[AdapterVersion, ...]  # that it has now
+    memory: Memory = Memory()
+    digest: str = ""  # of the version that was loaded
+    error: str = ""  # why it has not been done; empty: it has
+    is_missing: bool = False  # of an error: there is no adapter of that name
+
+
+Report = TickReport | Prepared | Leaving | Preparing | AdapterChanged
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from steploom_batcher.causes import failure_error
 from steploom_batcher.feed import JobFeed
-from steploom_batcher.messages import Admit, Command, Done, Free, Payload, Picture
+from steploom_batcher.messages import AdapterVersion, Admit, Command, Done, Free, Payload, Picture
 from steploom_batcher.types import Cause, Effect, Failed, Finished, JobSpec, Release, Requeued, Started, Stepped
 from steploom_common.errors import SteploomError
 
@@ -54,6 +54,14 @@ class LiveWorker:
     slots: dict[int, LiveJob] = field(default_factory=dict)  # those that were admitted
     outbox: list[Command] = field(default_factory=list)  # of this turn
     is_leaving: bool = False  # it takes no more jobs
+    versions: tuple[AdapterVersion, ...] = ()  # of adapters that it has
+
+    def fitted(self, payload: Payload) -> Payload:
+        """With a version of its adapter that the worker has: where a job's own is gone, the one that counts by now."""
+        digests = [item.digest for item in self.versions if item.name == payload.adapter]
+        if not digests or payload.adapter_digest in digests:
+            return payload
+        return replace(payload, adapter_digest=digests[-1])
 
     def flush(self) -> None:
         """Sends what the turn has brought."""
@@ -93,6 +101,7 @@ class Roster:
         if job.worker is None:
             job.worker, job.slot = worker, slot
             worker.slots[slot] = job
+            job.payload = worker.fitted(job.payload)
             worker.outbox.append(Admit(job_id, slot, job.payload))
 
     def take_pictures(self, worker: LiveWorker, pictures: Iterable[tuple[int, Picture]]) -> None:

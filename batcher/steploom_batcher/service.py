@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
 import grpc.aio
 
+from steploom_batcher.adapter_offers import AdapterStatus
 from steploom_batcher.adapters import choose_adapter
 from steploom_batcher.causes import refusal_error
 from steploom_batcher.config import BatcherConfig
@@ -24,6 +25,8 @@ from steploom_batcher.worker_wire import model_to_wire, picture_from_wire, pictu
 from steploom_common.adapter import rows_with
 from steploom_common.arena import RegionRef
 from steploom_common.errors import InvalidRequest, NotFound, Unavailable, Violation
+from steploom_common.logs import concerns, ids_of
+from steploom_common.tracing import traceparent_in
 from steploom_protos.batcher.v1 import batcher_pb2 as pb
 from steploom_protos.batcher.v1 import batcher_pb2_grpc
 from steploom_protos.v1 import image_pb2
@@ -63,11 +66,14 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         self._traces = traces
         self._recent = recent
         self._unix_time = unix_time
+        self._adapter_tasks: set[asyncio.Task[None]] = set()  # that load and unload
 
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> AsyncIterator[pb.JobEvent]:
         """Runs one job; see the .proto."""
         model = self._model(request)
-        spec, payload = self._job(request, model)
+        traceparent = traceparent_in(context.invocation_metadata())
+        concerns(**ids_of(request.job_id, traceparent))
+        spec, payload = self._job(request, model, traceparent)
         answer = self._driver.submit(spec, payload, not request.without_progress)
         if isinstance(answer, Refused):
             raise refusal_error(answer, spec)
@@ -112,6 +118,29 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         await feed.ended()
         return pb.CancelResponse(was_alive=True)
 
+    async def LoadAdapter(self, request: pb.AdapterRequest, context: Context) -> pb.AdapterResponse:
+        """Loads an adapter into every worker; goes on where the caller does not wait."""
+        del context
+        await self._change(self._driver.adapters.load(self._model(request).name, request.name))
+        return pb.AdapterResponse()
+
+    async def UnloadAdapter(self, request: pb.AdapterRequest, context: Context) -> pb.AdapterResponse:
+        """Offers an adapter no more."""
+        del context
+        await self._change(self._driver.adapters.unload(self._model(request).name, request.name))
+        return pb.AdapterResponse()
+
+    async def _change(self, change: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(change)
+        self._adapter_tasks.add(task)
+        task.add_done_callback(self._adapter_ended)
+        await asyncio.shield(task)
+
+    def _adapter_ended(self, task: asyncio.Task[None]) -> None:
+        self._adapter_tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # has been told, or nobody waits for it
+
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         """Stops admission and waits for the jobs that live."""
         del request
@@ -152,6 +181,9 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
             padding_rows=stats.padding_rows,
             expired=stats.expired,
             batcher_cpu_s=time.process_time(),
+            adapters=[_adapter_status(item) for item in self._driver.adapters.statuses(models[0].name)]
+            if models
+            else (),
         )
 
     async def Metrics(self, request: pb.MetricsRequest, context: Context) -> pb.MetricsResponse:
@@ -166,7 +198,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         ticks, last, lost = self._recent.since(request.after)
         return pb.TicksResponse(ticks=map(_ran_tick, ticks), last=last, lost=lost)
 
-    def _model(self, request: pb.SubmitRequest) -> Model:
+    def _model(self, request: pb.SubmitRequest | pb.AdapterRequest) -> Model:
         models = self._driver.models
         if not models:
             raise Unavailable("no worker has been up yet")
@@ -176,7 +208,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
             raise NotFound("model", request.model, list(models))
         return models[request.model]
 
-    def _job(self, request: pb.SubmitRequest, model: Model) -> tuple[JobSpec, Payload]:
+    def _job(self, request: pb.SubmitRequest, model: Model, traceparent: str) -> tuple[JobSpec, Payload]:
         tier_name = request.tier or self._config.default_tier
         tier = self._config.tiers.get(tier_name)
         if tier is None:
@@ -198,6 +230,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
             sampler=request.sampler or model.sampler,
             preview_every=request.preview_every,
             adapter=adapter,
+            adapter_digest=self._driver.adapters.digest(model.name, adapter),
         )
         self._check(request.job_id, payload, model)
         spec = JobSpec(
@@ -208,6 +241,7 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
             rows=rows_with(model.adapters.get(adapter), *scales),
             deadline=self._deadline(request.deadline_unix_s, tier.deadline_s),
             caller=request.caller,
+            traceparent=traceparent,
         )
         return spec, payload
 
@@ -237,6 +271,10 @@ class BatcherService(batcher_pb2_grpc.BatcherServicer):
         """On the loop's clock: the only place where the two clocks meet."""
         left_s = deadline_unix_s - self._unix_time() if deadline_unix_s else default_s
         return asyncio.get_running_loop().time() + left_s
+
+
+def _adapter_status(status: AdapterStatus) -> pb.AdapterStatus:
+    return pb.AdapterStatus(name=status.name, state=int(status.state), reason=status.reason)  # type: ignore[arg-type]
 
 
 def _worker_status(link: WorkerLink, worker: WorkerStats | None) -> pb.StatusResponse.WorkerStatus:

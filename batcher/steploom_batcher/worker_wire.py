@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 
 from steploom_batcher.messages import (
+    AdapterChanged,
+    AdapterVersion,
+    Admit,
     Command,
+    DropAdapter,
     Free,
     Leaving,
+    LoadAdapter,
     Memory,
     Model,
     Payload,
@@ -44,7 +49,14 @@ def _command(command: Command) -> pb.Command:
         return pb.Command(tick=_tick(command))
     if isinstance(command, Free):
         return pb.Command(release=pb.Release(slot=command.slot))
-    return pb.Command(admit=_admit(command.job_id, command.slot, command.payload))
+    if isinstance(command, Admit):
+        return pb.Command(admit=_admit(command.job_id, command.slot, command.payload))
+    if isinstance(command, LoadAdapter):
+        load = pb.LoadAdapter(change_id=command.change_id, name=command.name, at_once=command.at_once)
+        return pb.Command(load_adapter=load)
+    assert isinstance(command, DropAdapter)
+    drop = pb.DropAdapter(change_id=command.change_id, name=command.name, digest=command.digest)
+    return pb.Command(drop_adapter=drop)
 
 
 def _tick(tick: Tick) -> pb.Tick:
@@ -72,6 +84,7 @@ def _admit(job_id: str, slot: int, payload: Payload) -> pb.Admit:
         sampler=payload.sampler,  # type: ignore[arg-type]
         preview_every=payload.preview_every,
         adapter=payload.adapter,
+        adapter_digest=payload.adapter_digest,
     )
 
 
@@ -89,6 +102,8 @@ def report_from_wire(report: pb.Report) -> Report:
             return Leaving()
         case "preparing":
             return Preparing()
+        case "adapter_changed":
+            return _adapter_changed(report.adapter_changed)
     return tick_from_wire(report)
 
 
@@ -132,6 +147,17 @@ def ready_from_wire(report: pb.Report) -> Ready:
     return Ready(ready.worker_id, ready.engine, ready.device, ready.slots, model, costs, progress, memory)
 
 
+def _adapter_changed(changed: pb.AdapterChanged) -> AdapterChanged:
+    return AdapterChanged(
+        change_id=changed.change_id,
+        versions=tuple(_versions(changed.adapters)),
+        memory=_memory(changed.memory),
+        digest=changed.digest,
+        error=changed.error,
+        is_missing=changed.is_missing,
+    )
+
+
 def _costs(costs: Iterable[pb.BucketCost]) -> StageCosts:
     found: dict[Stage, dict[int, float]] = defaultdict(dict)
     for cost in costs:
@@ -153,6 +179,7 @@ def model_from_wire(model: pb.ModelInfo) -> Model:
     Raises:
         ProtocolError: an adapter's name is reserved, or its bounds are none.
     """
+    versions = tuple(_versions(model.adapters))
     return Model(
         name=model.name,
         height=model.height,
@@ -161,24 +188,22 @@ def model_from_wire(model: pb.ModelInfo) -> Model:
         guidance_scale=model.default_guidance_scale,
         image_guidance_scale=model.default_image_guidance_scale,
         sampler=model.default_sampler,
-        adapters=_adapters(model.adapters),
+        adapters={item.name: item.traits for item in versions},
         latent_shape=tuple(model.latent_shape),
         digest=model.digest,
+        versions=versions,
     )
 
 
-def _adapters(adapters: Iterable[pb.Adapter]) -> dict[str, AdapterTraits]:
-    found = {}
+def _versions(adapters: Iterable[pb.Adapter]) -> Iterator[AdapterVersion]:
     for adapter in adapters:
         if adapter.name in RESERVED_NAMES:
             raise ProtocolError(f"the worker announces an adapter by the reserved name {adapter.name!r}")
         try:
-            found[adapter.name] = AdapterTraits(
-                **{item.name: getattr(adapter, item.name) for item in fields(AdapterTraits)}
-            )
+            traits = AdapterTraits(**{item.name: getattr(adapter, item.name) for item in fields(AdapterTraits)})
         except ConfigError as error:
             raise ProtocolError(f"the worker announces adapter {adapter.name!r}, whose {error}") from None
-    return found
+        yield AdapterVersion(adapter.name, adapter.digest, traits)
 
 
 def model_to_wire(model: Model) -> pb.ModelInfo:
@@ -191,10 +216,15 @@ def model_to_wire(model: Model) -> pb.ModelInfo:
         default_guidance_scale=model.guidance_scale,
         default_image_guidance_scale=model.image_guidance_scale,
         default_sampler=model.sampler,  # type: ignore[arg-type]
-        adapters=[pb.Adapter(name=name, **asdict(traits)) for name, traits in model.adapters.items()],
+        adapters=versions_to_wire(model.held),
         latent_shape=model.latent_shape,
         digest=model.digest,
     )
+
+
+def versions_to_wire(versions: Iterable[AdapterVersion]) -> list[pb.Adapter]:
+    """Adapters that a model has, or a worker."""
+    return [pb.Adapter(name=item.name, digest=item.digest, **asdict(item.traits)) for item in versions]
 
 
 def picture_from_wire(pixels: pb.Pixels) -> Picture:

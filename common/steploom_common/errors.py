@@ -61,6 +61,12 @@ class NotFound(SteploomError):
         )
 
 
+class NotInPlace(SteploomError):
+    """What is named is not where it would have to lie; the message says what is there."""
+
+    status = grpc.StatusCode.NOT_FOUND
+
+
 class Unauthenticated(SteploomError):
     """No token, or one that is not known."""
 

@@ -93,7 +93,7 @@ class Shelf:
             AdapterRefused: see `check`.
         """
         self.check(number)
-        self._held = (*self._held, Held(version, manifest, number))
+        self._held = _joined(self._held, Held(version, manifest, number))
 
     def holds(self, version: AdapterVersion) -> bool:
         """Whether it is there."""
@@ -101,7 +101,8 @@ class Shelf:
 
     def renew(self, version: AdapterVersion) -> None:
         """Makes a version that is there the latest of its name."""
-        self._held = tuple(sorted(self._held, key=lambda item: item.version == version))  # the others stay in order
+        renewed = next(item for item in self._held if item.version == version)
+        self._held = _joined([item for item in self._held if item is not renewed], renewed)
 
     def drop(self, name: str, digest: str) -> int | None:
         """Forgets a version; its number, or None where it was not there."""
@@ -110,3 +111,9 @@ class Shelf:
             return None
         self._held = tuple(item for item in self._held if item is not found)
         return found.number
+
+
+def _joined(held: Sequence[Held], latest: Held) -> tuple[Held, ...]:
+    """With one more behind those of its name, so that names keep their order: an automatic choice goes by it."""
+    place = max((at for at, item in enumerate(held, 1) if item.version.name == latest.version.name), default=len(held))
+    return (*held[:place], latest, *held[place:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from steploom_batcher.config import BatcherConfig, TierConfig
 from steploom_batcher.fake_worker import fake_model, fake_ready, flat_costs
 from steploom_batcher.fake_worker_service import FakeWorkerService, serve_fake_worker
-from steploom_batcher.messages import Admit, Model
+from steploom_batcher.messages import AdapterVersion, Admit, Model
 from steploom_batcher.server import BatcherServer
 from steploom_batcher.types import Stage
+from steploom_common.adapter import AdapterTraits
 from steploom_protos.batcher.v1 import batcher_pb2 as pb
 from steploom_protos.batcher.v1 import batcher_pb2_grpc
 from steploom_protos.worker.v1 import worker_pb2
@@ -389,6 +390,50 @@ async def test_status_adds_up(system: System) -> None:
     assert status.batcher_cpu_s > 0
     assert status.policy == "step"
     running.cancel()
+
+
+async def test_adapters_come_and_go(system: System) -> None:
+    """Through sockets: what is offered, what a job draws with, and the words of what cannot be."""
+    load, unload, folder = system.stub.LoadAdapter, system.stub.UnloadAdapter, system.worker_service.folder
+
+    async def states() -> dict[str, str]:
+        found = (await system.stub.Status(pb.StatusRequest())).adapters
+        return {item.name: pb.AdapterState.Name(item.state).removeprefix("ADAPTER_STATE_") for item in found}
+
+    async def refused(call: Awaitable[object]) -> tuple[grpc.StatusCode, str]:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        return caught.value.code(), caught.value.details() or ""
+
+    assert await refused(load(pb.AdapterRequest(name="late"))) == (grpc.StatusCode.NOT_FOUND, "there is none")
+    for digest in ("1", "2"):
+        folder["late"] = (AdapterVersion("late", digest, AdapterTraits()), 0.0)
+        await load(pb.AdapterRequest(model="fake", name="late"))
+        drawn = (await submit(system, adapter="late")).finished.pixels.inline
+        assert f"smile:{digest}".encode() in drawn
+    folder["late"] = ("adapter.safetensors: is missing", 0.0)
+    code, words = await refused(load(pb.AdapterRequest(name="late")))
+    assert (code, words) == (grpc.StatusCode.FAILED_PRECONDITION, "adapter.safetensors: is missing")
+    assert await states() == {"student": "READY", "late": "READY"}
+    status = await system.stub.Status(pb.StatusRequest())
+    assert [adapter.name for adapter in status.model.adapters] == ["student", "late"]
+    system.crawl(0.2)
+    running = asyncio.create_task(submit(system, adapter="late"))
+    await eventually(lambda: system.driver.num_jobs == 1)
+    await unload(pb.AdapterRequest(name="late"))
+    assert await states() == {"student": "READY", "late": "UNLOADING"}
+    assert await refused(submit(system, job_id="b", adapter="late")) == (
+        grpc.StatusCode.NOT_FOUND, "adapter 'late' does not exist; there is: student",
+    )  # fmt: skip
+    assert b"smile:2" in (await running).finished.pixels.inline
+    worker = system.worker_service.worker
+    assert worker
+    await eventually(lambda: [item.name for item in worker.versions] == ["student"])
+    assert await states() == {"student": "READY", "late": "UNAVAILABLE"}
+    code, words = await refused(unload(pb.AdapterRequest(name="odd")))
+    assert (code, words) == (grpc.StatusCode.NOT_FOUND, "adapter 'odd' does not exist; there is: student")
+    code, words = await refused(load(pb.AdapterRequest(model="odd", name="late")))
+    assert (code, words) == (grpc.StatusCode.NOT_FOUND, "model 'odd' does not exist; there is: fake")
 
 
 async def test_recent_ticks_show_what_every_job_had_of_the_device(system: System) -> None:

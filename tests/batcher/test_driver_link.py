@@ -11,7 +11,7 @@ import pytest
 
 from steploom_batcher import virtual_time
 from steploom_batcher.fake_worker import fake_model, fake_ready
-from steploom_batcher.messages import Admit, Free, Prepared, Ready, TickReport
+from steploom_batcher.messages import AdapterVersion, Admit, Free, Prepared, Ready, TickReport
 from steploom_batcher.types import Stage
 from steploom_batcher.worker_link import Backoff, WorkerLink
 from steploom_batcher.worker_wire import (
@@ -194,7 +194,8 @@ def test_a_models_adapters_keep_their_order_and_bounds_on_the_wire() -> None:
         "sketch": AdapterTraits(max_steps=50),
         "fast": AdapterTraits(4, True, 1.5, 10.0, 1.25, 2.0),
     }
-    model = replace(fake_model(), adapters=adapters)
+    versions = tuple(AdapterVersion(name, f"digest of {name}", traits) for name, traits in adapters.items())
+    model = replace(fake_model(), adapters=adapters, versions=versions)
     back = model_from_wire(worker_pb2.ModelInfo.FromString(model_to_wire(model).SerializeToString()))
     assert back == model
     assert list(back.adapters) == ["sketch", "fast"]
