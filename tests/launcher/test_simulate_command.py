@@ -146,7 +146,7 @@ class Told(BatcherServicer):
 def batcher(tmp_path: Path) -> Iterator[str]:
     """The address of a batcher that tells."""
     server = grpc.server(ThreadPoolExecutor(1))
-    add_BatcherServicer_to_server(Told(), server)
+    add_BatcherServicer_to_server(Told(), server)  # type: ignore[abstract]
     address = f"unix:{tmp_path}/b.sock"
     server.add_insecure_port(address)
     server.start()
