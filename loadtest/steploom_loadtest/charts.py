@@ -77,8 +77,9 @@ def axis(
     is_log: bool = False,
     low: float | None = None,
     high: float | None = None,
+    marks: int = 6,
 ) -> Axis:
-    """An axis that holds all values, with round ends and some round numbers to be written along it."""
+    """An axis that holds all values, with round ends and about so many round numbers to be written along it."""
     found = [value for value in values if math.isfinite(value) and (value > 0 or not is_log)]
     least = min(found, default=1.0 if is_log else 0.0) if low is None else low
     most = max(found, default=1.0) if high is None else high
@@ -86,7 +87,7 @@ def axis(
         return _log_axis(least, most, begin, end)
     if most <= least:
         most = least + 1.0
-    step = _round_step((most - least) / 6)
+    step = _round_step((most - least) / marks)
     least = math.floor(least / step + 1e-9) * step if low is None else low
     most = math.ceil(most / step - 1e-9) * step if high is None else high
     first = math.ceil(least / step - 1e-9)
@@ -214,7 +215,8 @@ def _mark(mark: Mark, x: Axis, y: Axis) -> str:
     if mark.is_vertical:
         at = x.at(mark.value)
         line = f'x1="{at:.1f}" x2="{at:.1f}" y1="{y.begin}" y2="{y.end}"'
-        words = text(at + 4, y.end + 12, mark.name, "start")
+        is_right = at > (x.begin + 3 * x.end) / 4  # where words to its right would be cut off
+        words = text(at - 4 if is_right else at + 4, y.end + 12, mark.name, "end" if is_right else "start")
     else:
         at = y.at(mark.value)
         line = f'x1="{x.begin}" x2="{x.end}" y1="{at:.1f}" y2="{at:.1f}"'

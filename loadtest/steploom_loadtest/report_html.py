@@ -18,7 +18,7 @@ _COLOURS = "".join(
     f".line.c{place} {{ stroke: var(--c{place}); }}"
     for place in range(8)
 )
-_BINS = 60  # of the chart of rates
+_BINS = 60  # of the chart of rates at most
 _MAX_STEPS = 600  # of a distribution's line
 
 
@@ -128,13 +128,14 @@ def _distribution(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _rates(report: Report, found: Figures) -> Iterator[str]:
-    width_s = max(found.seconds / _BINS, 1e-6)
+    bins = max(1, min(_BINS, len(report.requests) // 4))
+    width_s = max(found.seconds / bins, 1e-6)
 
     def line(moments: Iterable[float]) -> list[tuple[float, float]]:
-        counts = [0] * (_BINS + 1)
+        counts = [0] * bins
         for moment in moments:
-            counts[min(_BINS, max(0, int(moment / width_s)))] += 1
-        return [(place * width_s, count / width_s) for place, count in enumerate(counts)]
+            counts[min(bins - 1, max(0, int(moment / width_s)))] += 1
+        return [(place * width_s, count / width_s) for place, count in enumerate([*counts, counts[-1]])]
 
     done = [record for record in report.requests if record.status == OK]
     series = [

@@ -62,7 +62,7 @@ def facts(report: Report, found: Figures) -> Iterator[tuple[str, str]]:
         yield "generator late", f"p50 {lags[0]:.1f} ms, p99 {lags[1]:.1f} ms, at most {lags[2]:.1f} ms"
     yield from _device_facts(report, found.devices)
     if found.cost_per_1000 is not None:
-        paid = f"at {report.price:g} an hour for each of {report.devices} devices"
+        paid = f"at {report.price:g} for a device and hour; devices: {report.devices}"
         yield "cost", f"{found.cost_per_1000:.4g} for 1,000 pictures, {paid}"
     if report.is_interrupted:
         yield "interrupted", f"after {found.seconds:.1f} s; requests that were open then are counted as such"

@@ -15,6 +15,7 @@ MAX_STRIPS = 4000  # in a picture: a request's part in a tick each
 _MAX_WIDTH = 6000  # pixels; the page scrolls it
 _MIN_WIDTH = 816
 _TICK_PX = 3.0  # of the median tick at least, in a picture of the widest kind
+_MARK_PX = 160  # pixels between written moments
 _LABELS = 64  # pixels, for the names of lanes
 _STAGES = {"encode": 22, "denoise": 84, "decode": 22}  # pixels of a lane
 _GAP, _TOP, _BOTTOM = 4, 22, 26
@@ -40,7 +41,7 @@ def timeline(ticks: Sequence[RanTick], requests: Sequence[Record]) -> Timeline:
     lanes = _lanes(shown)
     height = _TOP + _BOTTOM + sum(_STAGES.get(stage, 22) + _GAP for _, stage in lanes)
     by_id = {record.request_id: (place, record) for place, record in enumerate(requests) if record.request_id}
-    x = axis([begin_s, end_s], 0.0, width, low=begin_s, high=end_s)
+    x = axis([begin_s, end_s], 0.0, width, low=begin_s, high=end_s, marks=max(1, int(width / _MARK_PX)))
     parts = [*_scale(x.ticks, x.at, height)]
     labels = []
     top = float(_TOP)
@@ -48,7 +49,7 @@ def timeline(ticks: Sequence[RanTick], requests: Sequence[Record]) -> Timeline:
         lane = float(_STAGES.get(stage, 22))
         labels.append(text(_LABELS - 6, top + lane / 2 + 4, stage, "end"))
         if stage == lanes[0][1]:
-            labels.append(text(2, top - 6, worker.rpartition("/")[2], "start"))
+            labels.append(text(2, top - 6, worker.rpartition("/")[2].removesuffix(".sock"), "start"))
         parts.append(f'<rect class="lane" x="0" y="{top:g}" width="{width:.1f}" height="{lane:g}"/>')
         for tick in shown:
             if (tick.worker, tick.stage) == (worker, stage):
