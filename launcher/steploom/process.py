@@ -97,4 +97,5 @@ class Process:
     def _log(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip("\r")
         self._last_words.append(text)
-        self._sink(text)
+        with suppress(OSError):  # a full disk: a line is lost, but the service must not wait for us to read on
+            self._sink(text)

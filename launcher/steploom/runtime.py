@@ -101,15 +101,13 @@ class RuntimeDir:
     def restore(self, config: str, services: Services) -> None:
         """Writes what is missing of the configuration that the services read, and of what other commands read."""
         if not self.config_file.exists():
-            self.config_file.write_text(config)
+            _write_whole(self.config_file, config)
         if self.read_services() is None:
             self.write_services(services)
 
     def write_services(self, services: Services) -> None:
         """Tells the other commands what runs."""
-        draft = self._services_file.with_suffix(".new")
-        draft.write_text(json.dumps(asdict(services)))
-        draft.replace(self._services_file)
+        _write_whole(self._services_file, json.dumps(asdict(services)))
 
     def read_services(self) -> Services | None:
         """What an `up` has started here, or None."""
@@ -127,3 +125,13 @@ class RuntimeDir:
     @property
     def _services_file(self) -> Path:
         return self.path / "services.json"
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all: half a configuration would be read as another one."""
+    draft = file.with_suffix(".new")
+    try:
+        draft.write_text(text)
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
