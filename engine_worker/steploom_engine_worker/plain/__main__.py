@@ -19,6 +19,7 @@ from steploom_common.settings import ConfigError, read_section, replace
 from steploom_common.tls_files import InternalConfig
 from steploom_engine_worker.errors import EXIT_FATAL, is_fatal
 from steploom_engine_worker.plain.config import HostConfig
+from steploom_engine_worker.plain.program import FORCE_WEIGHTS_ONLY
 from steploom_engine_worker.plain.server import HostServer
 
 log = logging.getLogger("steploom_engine_worker.plain")
@@ -30,8 +31,7 @@ def main() -> None:
     # as in the engine worker: torch's threads sleep while they wait, and take no core from other services
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    # torch.load reads tensors and plain values alone, in this process: torch's own reader of programs uses it too
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    os.environ[FORCE_WEIGHTS_ONLY] = "1"  # torch's own reader of programs uses torch.load too
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _end(_run(arguments))
 

@@ -13,6 +13,9 @@ from steploom_engine_worker.plain.errors import BrokenModel
 from steploom_engine_worker.plain.model_config import PYTHON
 from steploom_engine_worker.plain.spec import ModelSpec, Placement
 
+# In the environment, "1": torch.load takes tensors and plain values alone, whatever its caller says.
+FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
 Value = bool | int | float | str
 
 

@@ -23,10 +23,8 @@ from torch.export.passes import move_to_device_pass
 from steploom_engine_worker.plain.datatypes import Array
 from steploom_engine_worker.plain.errors import BrokenModel, WrongOutput
 from steploom_engine_worker.plain.model_config import CONFIG_FILE
-from steploom_engine_worker.plain.program import Origin, Parameters
+from steploom_engine_worker.plain.program import FORCE_WEIGHTS_ONLY, Origin, Parameters
 from steploom_engine_worker.plain.spec import ModelSpec, Placement, TensorSpec
-
-FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch.load takes tensors and plain values alone
 
 _PLACE = re.compile(r".+__(\d+)")  # Triton's names for arguments and results by place
 _CONFIGS = re.compile(r"[^/]+/data/(?:weights|constants)/.+_config\.json")  # in a .pt2: what its payloads are
@@ -124,9 +122,9 @@ def load_torch_program(origin: Origin, placement: Placement) -> TorchProgram:
     load = _exported if origin.file.suffix == ".pt2" else _script
     try:
         function = load(origin.file, device)
-    except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        if isinstance(error, BrokenModel):
-            raise
+    except BrokenModel:
+        raise
+    except Exception as error:  # whatever torch's readers make of a file, the file is wrong
         first = (str(error).strip().splitlines() or [""])[0]
         raise BrokenModel(origin.file.name, f"is no program that torch can load: {first[:300]}") from error
     return TorchProgram(origin.spec, function, device)
@@ -154,7 +152,7 @@ def _script(file: Path, device: torch.device) -> Function:
 def _exported(file: Path, device: torch.device) -> Function:
     refuse_pickles(file)
     program = torch.export.load(str(file))
-    positional, named = program.call_spec.in_spec.children_specs
+    positional, named = _children(program.call_spec.in_spec)
     names = tuple(str(name) for name in program.graph_signature.user_inputs)
     if len(names) != positional.num_children + named.num_children:
         raise BrokenModel(file.name, "takes nested inputs, must take tensors alone")
@@ -162,6 +160,11 @@ def _exported(file: Path, device: torch.device) -> Function:
     if device.type != "cpu":
         program = move_to_device_pass(program, device)  # constants of the graph too
     return Function(program.module(), names, positional.num_children)
+
+
+def _children(spec: Any) -> list[Any]:
+    """Parts of a structure of arguments, as newer and as older versions of torch have them."""
+    return list(spec.children() if hasattr(spec, "children") else spec.children_specs)
 
 
 def refuse_pickles(file: Path) -> None:
