@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from steploom_batcher.config import BatcherConfig
 from steploom_batcher.plain.config import PlainConfig
 from steploom_batcher.server import BatcherServer
 from steploom_common.internal import Internal
+from steploom_common.log_settings import LogConfig
+from steploom_common.logs import set_up
 from steploom_common.rpc import BindError, Shutdown
 from steploom_common.settings import ConfigError, read_section
 from steploom_common.tls_files import InternalConfig
@@ -24,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
+        set_up(read_section(options.config, "log", LogConfig), "batcher")
         config = read_section(options.config, "batcher", BatcherConfig)
         workers = options.worker or config.workers
         plain = read_section(options.config, "plain", PlainConfig)

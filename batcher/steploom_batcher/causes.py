@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import Callable
 
+from steploom_batcher.job_log import about_job
 from steploom_batcher.types import Cause, Failed, JobSpec, Refused
 from steploom_common.errors import DeadlineMissed, Exhausted, JobFailed, QueueFull, SteploomError, Unavailable
 
@@ -41,7 +42,8 @@ def _unavailable(refused: Refused, _: JobSpec) -> SteploomError:
 def _poison(refused: Refused, spec: JobSpec) -> SteploomError:
     """The worker's words go to the log alone, under the error id."""
     error_id = secrets.token_hex(6)
-    log.error("error id %s: job %s makes the model fail: %s", error_id, spec.job_id, refused.message)
+    extra = about_job(spec, error_id=error_id)
+    log.error("error id %s: job %s makes the model fail: %s", error_id, spec.job_id, refused.message, extra=extra)
     return JobFailed(error_id)
 
 

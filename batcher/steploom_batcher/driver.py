@@ -14,12 +14,12 @@ from dataclasses import replace
 
 from steploom_batcher.adapter_changes import AdapterChanges
 from steploom_batcher.feed import JobFeed
+from steploom_batcher.job_log import about_job
 from steploom_batcher.messages import AdapterChanged, AdapterVersion, Model, Payload, Prepared, Ready, TickReport
 from steploom_batcher.roster import Link, LiveWorker, Roster
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.types import Admitted, JobSpec, Key, Refused, SchedulerStats, Stage, Status, Tick, WorkerProfile
 from steploom_common.errors import JobCancelled, SteploomError, Unavailable
-from steploom_common.logs import Fields, about, ids_of
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,6 @@ log = logging.getLogger(__name__)
 def key_of(model: Model) -> Key:
     """What rows of this model have in common."""
     return Key(f"{model.name}@{model.digest}", model.latent_shape)
-
-
-def _about(spec: JobSpec, **fields: str) -> dict[str, Fields]:
-    """Of a line about a job."""
-    return about(tier=spec.tier, **ids_of(spec.job_id, spec.traceparent), **fields)
 
 
 class Driver:
@@ -109,13 +104,14 @@ class Driver:
             raise ValueError(f"job {spec.job_id!r} lives")
         answer = self._scheduler.submit(spec, self._loop.time())
         if isinstance(answer, Refused):
-            log.debug("job %s is refused: %s", spec.job_id, answer.message, extra=_about(spec, cause=answer.cause.value))
+            extra = about_job(spec, cause=answer.cause.value)
+            log.debug("job %s is refused: %s", spec.job_id, answer.message, extra=extra)
             return answer
         feed = JobFeed(spec.steps, has_progress)
         self._roster.add(spec, payload, feed)
         if log.isEnabledFor(logging.DEBUG):
             words = "job %s is admitted: %d steps, %.3f s predicted"
-            log.debug(words, spec.job_id, spec.steps, answer.predicted_s, extra=_about(spec))
+            log.debug(words, spec.job_id, spec.steps, answer.predicted_s, extra=about_job(spec))
         self._changed()
         return answer, feed
 
@@ -244,7 +240,7 @@ class Driver:
         for slot, error in report.outcome.failures.items():
             job = worker.slots.get(slot)
             if job is not None and job.end is None:
-                job_id, extra = job.spec.job_id, _about(job.spec, worker=worker.name)
+                job_id, extra = job.spec.job_id, about_job(job.spec, worker=worker.name)
                 log.warning(
                     "worker %s: job %s failed in tick %d: %s", worker.name, job_id, report.tick_id, error, extra=extra
                 )

@@ -52,6 +52,7 @@ class Admit:
     job_id: str
     slot: int
     payload: Payload
+    traceparent: str = ""  # for the worker's log
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from steploom_batcher.causes import failure_error
 from steploom_batcher.feed import JobFeed
+from steploom_batcher.job_log import about_job
 from steploom_batcher.messages import AdapterVersion, Admit, Command, Done, Free, Payload, Picture
 from steploom_batcher.types import Cause, Effect, Failed, Finished, JobSpec, Release, Requeued, Started, Stepped
 from steploom_common.errors import SteploomError
@@ -102,7 +103,7 @@ class Roster:
             job.worker, job.slot = worker, slot
             worker.slots[slot] = job
             job.payload = worker.fitted(job.payload)
-            worker.outbox.append(Admit(job_id, slot, job.payload))
+            worker.outbox.append(Admit(job_id, slot, job.payload, job.spec.traceparent))
 
     def take_pictures(self, worker: LiveWorker, pictures: Iterable[tuple[int, Picture]]) -> None:
         """What came with a tick's report; the effects that follow say what it is."""
@@ -169,6 +170,9 @@ class Roster:
         if job.end is None or job.worker is not None:
             return
         job.feed.end(job.end)
+        if log.isEnabledFor(logging.DEBUG):
+            end = "with a picture" if isinstance(job.end, Done) else type(job.end).__name__
+            log.debug("job %s has ended: %s", job.spec.job_id, end, extra=about_job(job.spec))
         del self.jobs[job.spec.job_id]
         if not self.jobs:
             waiters, self._idle_waiters = self._idle_waiters, []

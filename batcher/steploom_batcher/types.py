@@ -61,6 +61,7 @@ class JobSpec:
     rows: int  # UNet rows of one step, at least 1
     deadline: float  # when the answer is due
     caller: str = ""  # whose it is; empty: callers are not told apart
+    traceparent: str = ""  # the span that it belongs to, as W3C has it, for the log alone; empty: none
 
 
 StageCosts = Mapping[Stage, Mapping[int, float]]  # seconds of each bucket that the worker can run

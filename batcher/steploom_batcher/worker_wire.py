@@ -17,7 +17,6 @@ from steploom_batcher.messages import (
     LoadAdapter,
     Memory,
     Model,
-    Payload,
     Picture,
     Preparation,
     Prepared,
@@ -50,7 +49,7 @@ def _command(command: Command) -> pb.Command:
     if isinstance(command, Free):
         return pb.Command(release=pb.Release(slot=command.slot))
     if isinstance(command, Admit):
-        return pb.Command(admit=_admit(command.job_id, command.slot, command.payload))
+        return pb.Command(admit=_admit(command))
     if isinstance(command, LoadAdapter):
         load = pb.LoadAdapter(change_id=command.change_id, name=command.name, at_once=command.at_once)
         return pb.Command(load_adapter=load)
@@ -70,10 +69,12 @@ def _tick(tick: Tick) -> pb.Tick:
     )
 
 
-def _admit(job_id: str, slot: int, payload: Payload) -> pb.Admit:
+def _admit(admit: Admit) -> pb.Admit:
+    payload = admit.payload
     return pb.Admit(
-        job_id=job_id,
-        slot=slot,
+        job_id=admit.job_id,
+        slot=admit.slot,
+        traceparent=admit.traceparent,
         instruction=payload.instruction,
         pixels=picture_to_wire(payload.picture),
         output=region_to_wire(payload.output) if payload.output is not None else None,

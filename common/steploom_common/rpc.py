@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from steploom_common.errors import InvalidRequest, JobCancelled, SteploomError, Violation
+from steploom_common.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
             trailers.append(("grpc-status-details-bin", _rich_status(error, details)))
         await context.abort(error.status, str(error), tuple(trailers))
     error_id = secrets.token_hex(6)
-    log.error("error id %s", error_id, exc_info=error)
+    log.error("error id %s", error_id, exc_info=error, extra=about(error_id=error_id))
     await context.abort(grpc.StatusCode.INTERNAL, f"internal error; error id {error_id}")
 
 

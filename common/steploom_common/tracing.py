@@ -84,6 +84,11 @@ def parent_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> SpanContext
     return get_current_span(context_in(metadata)).get_span_context()
 
 
+def traceparent_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """The span that a call belongs to, in W3C's words; empty: none is named."""
+    return next((value for key, value in metadata or () if key == "traceparent" and isinstance(value, str)), "")
+
+
 def metadata_of(span: Span) -> list[tuple[str, str]]:
     """What a call that belongs to a span says of it; nothing where there is no trace."""
     carrier: dict[str, str] = {}

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from steploom_common.internal import Internal
+from steploom_common.log_settings import LogConfig
+from steploom_common.logs import set_up
 from steploom_common.patience import Overdue
 from steploom_common.rpc import BindError, Shutdown
 from steploom_common.settings import ConfigError, read_section, replace
@@ -37,7 +39,6 @@ def main() -> None:
     # between two operations of a tick: waking up costs more than most operations of a row.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _end(_run(arguments))
 
 
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--check", action="store_true", help="say whether this machine has what the engine needs, and end"
     )
+    parser.add_argument("--name", default="worker", help="of this worker, in its log")
     parser.add_argument("--engine", help="overrides worker.engine: torch, tensorrt or fake")
     parser.add_argument("--model", help="overrides worker.model: a model directory")
     return parser
@@ -57,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     """Serves to the end; the exit code."""
     try:
+        set_up(read_section(arguments.config, "log", LogConfig), arguments.name)
         config = read_section(arguments.config, "worker", WorkerConfig)
         config = replace(config, engine=arguments.engine, model=arguments.model)
         if arguments.check:

@@ -38,6 +38,7 @@ class Admit:
     preview_every: int = 0  # steps; 0: none
     adapter: str = ""
     adapter_digest: str = ""  # of the version; empty: the one that counts by now
+    traceparent: str = ""  # of the span that the job belongs to, for the log
 
 
 @dataclass(frozen=True)

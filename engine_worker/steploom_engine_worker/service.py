@@ -145,6 +145,7 @@ def _admit(admit: worker_pb2.Admit) -> Admit:
         sampler=Sampler(admit.sampler) if admit.sampler else None,
         preview_every=admit.preview_every,
         adapter=admit.adapter,
+        traceparent=admit.traceparent,
         adapter_digest=admit.adapter_digest,
     )
 

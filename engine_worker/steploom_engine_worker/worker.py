@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from steploom_common.logs import Fields, about, ids_of
 from steploom_common.patience import Overdue
 from steploom_engine_worker.commands import (
     AdapterChanged,
@@ -458,15 +459,17 @@ class Worker:
         try:
             self._ledger.admit(admit)
         except IllegalMove as error:
-            log.error("job %s is not admitted: %s", admit.job_id, error)
+            log.error("job %s is not admitted: %s", admit.job_id, error, extra=_about(admit))
             if admit.slot in self._ledger.used:
                 self._ledger.break_slot(admit.slot, str(error))
             return
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("job %s is in slot %d", admit.job_id, admit.slot, extra=_about(admit))
         try:
             self._engine.admit(admit.slot, self._job(admit))
         except Exception as error:
             self._reraise_fatal(error)
-            log.warning("job %s cannot run: %s", admit.job_id, error)
+            log.warning("job %s cannot run: %s", admit.job_id, error, extra=_about(admit))
             self._ledger.break_slot(admit.slot, str(error))
 
     def _job(self, admit: Admit) -> Job:
@@ -514,7 +517,9 @@ class Worker:
             # fewer jobs need less memory: a tick that has failed is run again in halves
             may_run_smaller = is_refused_memory(error) and len(tick.slots) > 1
             self._reraise_fatal(error, unless=may_run_smaller)
-            log.exception("tick %d failed: %s of slots %s", tick.tick_id, tick.stage.name, list(tick.slots))
+            jobs = [self._ledger[slot].admit.job_id for slot in tick.slots]
+            words = "tick %d failed: %s of slots %s"
+            log.exception(words, tick.tick_id, tick.stage.name, list(tick.slots), extra=about(job_ids=jobs))
             seconds = time.perf_counter() - begin
             reason = f"{type(error).__name__}: {error}"
             failed = TickDone(tick.tick_id, TickStatus.FAILED, seconds, start_unix_s, reason)
@@ -581,7 +586,8 @@ class Worker:
         elif flight.tick.stage is Stage.DENOISE:
             pictures = self._previews(done, failures)
         for slot, reason in failures.items():
-            log.warning("tick %d: slot %d cannot go on: %s", flight.tick.tick_id, slot, reason)
+            extra = next((_about(admit) for admit in flight.admits if admit.slot == slot), None)
+            log.warning("tick %d: slot %d cannot go on: %s", flight.tick.tick_id, slot, reason, extra=extra)
         flight.session.report(replace(answer, pictures=pictures, failures=failures))
 
     def _finished(self, flight: _Flight, found: Sequence[Pixels], failures: dict[int, str]) -> list[SlotPicture]:
@@ -624,6 +630,11 @@ class Worker:
             self._engine.check()
         except Exception as lost:
             raise _fatal(lost) from error
+
+
+def _about(admit: Admit) -> dict[str, Fields]:
+    """Of a line about a job."""
+    return about(**ids_of(admit.job_id, admit.traceparent))
 
 
 def _fatal(error: BaseException) -> FatalEngineError:

@@ -15,6 +15,8 @@ from PIL import Image
 
 from steploom_common.arena import default_directory
 from steploom_common.internal import Internal
+from steploom_common.log_settings import LogConfig
+from steploom_common.logs import set_up
 from steploom_common.rpc import BindError, Shutdown
 from steploom_common.runtime import runtime_path, socket_address
 from steploom_common.settings import ConfigError, read_section, replace
@@ -30,11 +32,11 @@ _USAGE_ERROR = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the gateway until a signal; returns the exit code."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.captureWarnings(True)  # of damaged pictures
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     runtime = runtime_path("", os.environ, os.getuid())
     try:
+        set_up(read_section(options.config, "log", LogConfig), "gateway")
         config = replace(
             read_section(options.config, "gateway", GatewayConfig),
             listen=options.listen,

@@ -18,6 +18,7 @@ import grpc
 import grpc.aio
 
 from steploom_common.errors import Exhausted, PermissionDenied, SteploomError, Unauthenticated
+from steploom_common.logs import about
 from steploom_common.reread import Reread
 from steploom_gateway.caller import Caller, answer_for
 from steploom_gateway.quota import Limits, Quota
@@ -186,7 +187,9 @@ class Gate(grpc.aio.ServerInterceptor):
     def _refused(self, method: str, name: str, error: SteploomError) -> None:
         cause = error.subject.rpartition("/")[2] if isinstance(error, Exhausted) else error.status.name.lower()
         self._on_refused(cause)
-        log.info("%s token=%s status=%s cause=%s", method, name, error.status.name, cause)
+        status = error.status.name
+        extra = about(method=method, token="" if name == "-" else name, status=status, cause=cause)
+        log.info("%s token=%s status=%s cause=%s", method, name, status, cause, extra=extra)
 
 
 class _Guarded:

@@ -13,6 +13,7 @@ import grpc.aio
 from opentelemetry.trace import INVALID_SPAN, Span, StatusCode
 
 from steploom_common.errors import SteploomError
+from steploom_common.logs import about, concerns
 from steploom_gateway.caller import current_caller
 from steploom_gateway.metrics import Metrics
 from steploom_protos.v1 import image_pb2
@@ -57,6 +58,9 @@ class Observation:
 
     def __enter__(self) -> Observation:
         self._metrics.in_flight.inc()
+        span = self.span.get_span_context()
+        if span.is_valid:
+            concerns(trace_id=f"{span.trace_id:032x}", span_id=f"{span.span_id:016x}")
         return self
 
     def __exit__(
@@ -73,9 +77,15 @@ class Observation:
         elif error is not None:  # else it has joined another, which counts
             self._metrics.tally.add_failed(elapsed_s, status)
         self._end_span(status)
+        token, ms = current_caller().name, round(1000 * elapsed_s, 1)
+        known = {"request_id": self.request_id, "tier": self.tier}
         log.info(
             "%s request_id=%s tier=%s status=%s ms=%.1f token=%s",
-            self._method, self.request_id, self.tier, status, 1000 * elapsed_s, current_caller().name or _UNKNOWN,
+            self._method, self.request_id, self.tier, status, ms, token or _UNKNOWN,
+            extra=about(
+                method=self._method, status=status, ms=ms, token=token,
+                **{name: value for name, value in known.items() if value != _UNKNOWN},
+            ),
         )  # fmt: skip
 
     def _end_span(self, status: str) -> None:

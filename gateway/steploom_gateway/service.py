@@ -16,6 +16,7 @@ import grpc.aio
 from opentelemetry.trace import Span, SpanKind, Tracer
 
 from steploom_common.errors import InvalidRequest, QueueFull, Unavailable, Violation
+from steploom_common.logs import concerns
 from steploom_common.tracing import NO_TRACER, context_in
 from steploom_gateway.batcher_client import BatcherClient
 from steploom_gateway.caller import current_caller
@@ -150,6 +151,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         order = read_edit(request, self._config, catalogue.model.max_steps)
         request.ClearField("image")  # the order has it now; one copy is enough
         seen.request_id = order.request_id or secrets.token_hex(8)
+        concerns(request_id=seen.request_id)
         check_names(order, catalogue)
         seen.tier = order.tier or seen.tier
         return EditJob(self._tools, order, catalogue.model, seen)

@@ -100,9 +100,10 @@ def up(
     Options win over the file.
     """
     from steploom.up import run_up
+    from steploom_common.logs import set_up
 
-    logging_to_stderr()
     settings = configuration(config)
+    set_up(settings.log, "up")
     settings = override(settings, "gateway", listen=listen, metrics_listen=metrics_listen)
     settings = override(settings, "worker", engine=engine, model=model)
     settings = override(settings, "up", workers=workers)
@@ -395,13 +396,6 @@ def main() -> None:
     except ConfigError as error:
         _say(f"configuration: {error}", "`steploom config` prints all keys with their bounds")
         sys.exit(ExitCode.USAGE)
-
-
-def logging_to_stderr() -> None:
-    """One line a record."""
-    import logging
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
 
 
 def _say(message: str, hint: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from steploom.backoff import Backoff
 from steploom_batcher.config import BatcherConfig
+from steploom_common.log_settings import LogConfig
 from steploom_common.settings import check, from_table, read_toml, section, setting
 from steploom_common.tls_files import InternalConfig
 from steploom_common.tracing_settings import TracingConfig
@@ -70,6 +71,7 @@ class SteploomConfig:
     worker: WorkerConfig = section(WorkerConfig, "the engine worker")
     internal: InternalConfig = section(InternalConfig, "between the services, where they are not on one host")
     tracing: TracingConfig = section(TracingConfig, "traces by OpenTelemetry, of gateway and batcher")
+    log: LogConfig = section(LogConfig, "how all services log")
     up: UpConfig = section(UpConfig, "the supervisor behind `steploom up`")
 
 

@@ -125,7 +125,8 @@ def with_free_ports(config: SteploomConfig) -> Iterator[SteploomConfig]:
 def _worker(index: int, runtime: RuntimeDir, table: tuple[str, ...]) -> ServiceSpec:
     name = f"worker-{index}"
     homes = (runtime.address(f"{name}.a"), runtime.address(f"{name}.b"))
-    return ServiceSpec(name, runtime.address(name), ("-m", "steploom_engine_worker", *table), homes=homes)
+    command = ("-m", "steploom_engine_worker", "--name", name, *table)
+    return ServiceSpec(name, runtime.address(name), command, homes=homes)
 
 
 def _gateway(config: SteploomConfig, runtime: RuntimeDir, *arguments: str) -> ServiceSpec:

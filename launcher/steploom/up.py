@@ -22,6 +22,7 @@ from steploom.plan import Plan, plan, with_free_ports
 from steploom.runtime import AlreadyRunning, RuntimeDir
 from steploom.service import NotReplaced, Service
 from steploom.supervisor import Supervisor
+from steploom_common.logs import json_line
 from steploom_common.rpc import Shutdown
 from steploom_common.settings import ConfigError, replace, to_toml
 
@@ -104,12 +105,16 @@ async def _supervise(
     planned: Plan, config: SteploomConfig, control: Path, prepare: Callable[[], None], ready: Callable[[], None] | None
 ) -> ExitCode:
     shutdown = Shutdown()
-    supervisor = Supervisor(planned, config.up, _log_line, prepare)
+    is_json = config.log.format == "json"
+    supervisor = Supervisor(planned, config.up, _json_line if is_json else _log_line, prepare)
     restarts = Restarts(supervisor)
     _listen(shutdown, restarts)
 
     def announce(services: Sequence[Service]) -> None:
-        _print_ready(services, config)
+        if is_json:
+            log.info("all services are ready, the gateway at %s", config.gateway.listen)
+        else:
+            _print_ready(services, config)
         if ready is not None:
             ready()
 
@@ -177,6 +182,12 @@ async def _before_the_end(shutdown: Shutdown, running: asyncio.Task[None]) -> No
 
 def _log_line(name: str, line: str) -> None:
     sys.stderr.write(f"{name:<{_NAME_WIDTH}} | {line}\n")
+    sys.stderr.flush()
+
+
+def _json_line(name: str, line: str) -> None:
+    """Each line names its service itself."""
+    sys.stderr.write(json_line(name, line) + "\n")
     sys.stderr.flush()
 
 

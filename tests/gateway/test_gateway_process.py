@@ -17,6 +17,7 @@ from gateway_house import arenas, eventually, request, status_of
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from steploom_common.arena import remove_stale
+from steploom_common.rpc import EXIT_FORCED
 from steploom_gateway.fake_batcher import FakeBatcher, serving_model
 from steploom_protos.v1 import image_pb2_grpc
 
@@ -146,7 +147,7 @@ async def test_a_second_signal_forces_the_end(running: Running) -> None:
     running.process.send_signal(signal.SIGINT)
     assert (await end).code() is grpc.StatusCode.UNAVAILABLE
     code, log = await running.end()
-    assert code == 0
+    assert code == EXIT_FORCED
     assert not own_arenas(running)
     assert "Traceback" not in log
 

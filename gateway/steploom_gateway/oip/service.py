@@ -15,6 +15,7 @@ from typing import Any
 import grpc.aio
 
 from steploom_common.errors import InvalidRequest, NotFound, SteploomError, Unavailable, Unsupported
+from steploom_common.logs import about
 from steploom_gateway.batcher_client import BatcherClient
 from steploom_gateway.caller import current_caller
 from steploom_gateway.catalogue import Catalogue
@@ -249,7 +250,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
             yield failed(model_name, request_id, error)
         except Exception as error:
             error_id = secrets.token_hex(6)
-            log.error("error id %s", error_id, exc_info=error)
+            log.error("error id %s", error_id, exc_info=error, extra=about(error_id=error_id))
             yield failed(model_name, request_id, SteploomError(f"internal error; error id {error_id}"))
 
     async def _answers(

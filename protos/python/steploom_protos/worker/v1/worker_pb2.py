@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from steploom_protos.v1 import image_pb2 as steploom__protos_dot_v1_dot_image__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&steploom_protos/worker/v1/worker.proto\x12\x12steploom.worker.v1\x1a\x1esteploom_protos/v1/image.proto\"C\n\x06Region\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\r\n\x05lease\x18\x04 \x01(\x04\"p\n\x06Pixels\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x06inline\x18\x03 \x01(\x0cH\x00\x12,\n\x06region\x18\x04 \x01(\x0b\x32\x1a.steploom.worker.v1.RegionH\x00\x42\x07\n\x05place\"\xb7\x02\n\x07\x43ommand\x12*\n\x05\x61\x64mit\x18\x01 \x01(\x0b\x32\x19.steploom.worker.v1.AdmitH\x00\x12(\n\x04tick\x18\x02 \x01(\x0b\x32\x18.steploom.worker.v1.TickH\x00\x12.\n\x07release\x18\x03 \x01(\x0b\x32\x1b.steploom.worker.v1.ReleaseH\x00\x12\x37\n\x0cload_adapter\x18\x05 \x01(\x0b\x32\x1f.steploom.worker.v1.LoadAdapterH\x00\x12\x37\n\x0c\x64rop_adapter\x18\x06 \x01(\x0b\x32\x1f.steploom.worker.v1.DropAdapterH\x00\x12)\n\x04more\x18\x04 \x03(\x0b\x32\x1b.steploom.worker.v1.CommandB\t\n\x07\x63ommand\"\xcc\x02\n\x05\x41\x64mit\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x13\n\x0binstruction\x18\x03 \x01(\t\x12*\n\x06pixels\x18\x04 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels\x12*\n\x06output\x18\x05 \x01(\x0b\x32\x1a.steploom.worker.v1.Region\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x16\n\x0eguidance_scale\x18\x07 \x01(\x02\x12\x1c\n\x14image_guidance_scale\x18\x08 \x01(\x02\x12\x0c\n\x04seed\x18\t \x01(\x06\x12%\n\x07sampler\x18\n \x01(\x0e\x32\x14.steploom.v1.Sampler\x12\x15\n\rpreview_every\x18\x0b \x01(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x0c \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\r \x01(\t\"o\n\x04Tick\x12\x0f\n\x07tick_id\x18\x01 \x01(\x04\x12(\n\x05stage\x18\x02 \x01(\x0e\x32\x19.steploom.worker.v1.Stage\x12\x0e\n\x06\x62ucket\x18\x03 \x01(\r\x12\r\n\x05slots\x18\x04 \x03(\r\x12\r\n\x05steps\x18\x05 \x03(\r\"\x17\n\x07Release\x12\x0c\n\x04slot\x18\x01 \x01(\r\"?\n\x0bLoadAdapter\x12\x11\n\tchange_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61t_once\x18\x03 \x01(\x08\">\n\x0b\x44ropAdapter\x12\x11\n\tchange_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\xb1\x01\n\x0e\x41\x64\x61pterChanged\x12\x11\n\tchange_id\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x12\n\nis_missing\x18\x03 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12-\n\x08\x61\x64\x61pters\x18\x05 \x03(\x0b\x32\x1b.steploom.worker.v1.Adapter\x12*\n\x06memory\x18\x06 \x01(\x0b\x32\x1a.steploom.worker.v1.Memory\"\xc6\x02\n\x06Report\x12*\n\x05ready\x18\x01 \x01(\x0b\x32\x19.steploom.worker.v1.ReadyH\x00\x12\x31\n\ttick_done\x18\x02 \x01(\x0b\x32\x1c.steploom.worker.v1.TickDoneH\x00\x12\x30\n\x08prepared\x18\x03 \x01(\x0b\x32\x1c.steploom.worker.v1.PreparedH\x00\x12.\n\x07leaving\x18\x04 \x01(\x0b\x32\x1b.steploom.worker.v1.LeavingH\x00\x12\x32\n\tpreparing\x18\x05 \x01(\x0b\x32\x1d.steploom.worker.v1.PreparingH\x00\x12=\n\x0f\x61\x64\x61pter_changed\x18\x06 \x01(\x0b\x32\".steploom.worker.v1.AdapterChangedH\x00\x42\x08\n\x06report\"\t\n\x07Leaving\"\x0b\n\tPreparing\"\xd5\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmax_steps\x18\x02 \x01(\r\x12\x1d\n\x15is_guidance_distilled\x18\x03 \x01(\x08\x12\x1a\n\x12min_guidance_scale\x18\x04 \x01(\x02\x12\x1a\n\x12max_guidance_scale\x18\x05 \x01(\x02\x12 \n\x18min_image_guidance_scale\x18\x06 \x01(\x02\x12 \n\x18max_image_guidance_scale\x18\x07 \x01(\x02\x12\x0e\n\x06\x64igest\x18\x08 \x01(\t\"\x95\x02\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x11\n\tmax_steps\x18\x04 \x01(\r\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\x05 \x01(\x02\x12$\n\x1c\x64\x65\x66\x61ult_image_guidance_scale\x18\x06 \x01(\x02\x12-\n\x0f\x64\x65\x66\x61ult_sampler\x18\x07 \x01(\x0e\x32\x14.steploom.v1.Sampler\x12-\n\x08\x61\x64\x61pters\x18\x08 \x03(\x0b\x32\x1b.steploom.worker.v1.Adapter\x12\x14\n\x0clatent_shape\x18\t \x03(\r\x12\x0e\n\x06\x64igest\x18\n \x01(\t\"W\n\nBucketCost\x12(\n\x05stage\x18\x01 \x01(\x0e\x32\x19.steploom.worker.v1.Stage\x12\x0e\n\x06\x62ucket\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\'\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\r\x12\r\n\x05total\x18\x02 \x01(\r\"\x95\x01\n\x08Prepared\x12-\n\x05\x63osts\x18\x01 \x03(\x0b\x32\x1e.steploom.worker.v1.BucketCost\x12.\n\x08progress\x18\x02 \x01(\x0b\x32\x1c.steploom.worker.v1.Progress\x12*\n\x06memory\x18\x03 \x01(\x0b\x32\x1a.steploom.worker.v1.Memory\"]\n\x06Memory\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x12\n\nfree_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bslots_bytes\x18\x03 \x01(\x04\x12\x15\n\rweights_bytes\x18\x04 \x01(\x04\"\x82\x02\n\x05Ready\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\r\n\x05slots\x18\x04 \x01(\r\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.steploom.worker.v1.ModelInfo\x12-\n\x05\x63osts\x18\x06 \x03(\x0b\x32\x1e.steploom.worker.v1.BucketCost\x12.\n\x08progress\x18\x07 \x01(\x0b\x32\x1c.steploom.worker.v1.Progress\x12*\n\x06memory\x18\x08 \x01(\x0b\x32\x1a.steploom.worker.v1.Memory\"\xf4\x01\n\x08TickDone\x12\x0f\n\x07tick_id\x18\x01 \x01(\x04\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.steploom.worker.v1.TickStatus\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12.\n\x06pixels\x18\x05 \x03(\x0b\x32\x1e.steploom.worker.v1.SlotPixels\x12\x14\n\x0cstart_unix_s\x18\x06 \x01(\x01\x12\x31\n\x08\x66\x61ilures\x18\x07 \x03(\x0b\x32\x1f.steploom.worker.v1.SlotFailure\x12\x0e\n\x06idle_s\x18\x08 \x01(\x01\"*\n\x0bSlotFailure\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"F\n\nSlotPixels\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12*\n\x06pixels\x18\x02 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels*U\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_ENCODE\x10\x01\x12\x11\n\rSTAGE_DENOISE\x10\x02\x12\x10\n\x0cSTAGE_DECODE\x10\x03*n\n\nTickStatus\x12\x1b\n\x17TICK_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eTICK_STATUS_OK\x10\x01\x12\x16\n\x12TICK_STATUS_FAILED\x10\x02\x12\x17\n\x13TICK_STATUS_SKIPPED\x10\x03\x32N\n\x06Worker\x12\x44\n\x05\x44rive\x12\x1b.steploom.worker.v1.Command\x1a\x1a.steploom.worker.v1.Report(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&steploom_protos/worker/v1/worker.proto\x12\x12steploom.worker.v1\x1a\x1esteploom_protos/v1/image.proto\"C\n\x06Region\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\r\n\x05lease\x18\x04 \x01(\x04\"p\n\x06Pixels\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x06inline\x18\x03 \x01(\x0cH\x00\x12,\n\x06region\x18\x04 \x01(\x0b\x32\x1a.steploom.worker.v1.RegionH\x00\x42\x07\n\x05place\"\xb7\x02\n\x07\x43ommand\x12*\n\x05\x61\x64mit\x18\x01 \x01(\x0b\x32\x19.steploom.worker.v1.AdmitH\x00\x12(\n\x04tick\x18\x02 \x01(\x0b\x32\x18.steploom.worker.v1.TickH\x00\x12.\n\x07release\x18\x03 \x01(\x0b\x32\x1b.steploom.worker.v1.ReleaseH\x00\x12\x37\n\x0cload_adapter\x18\x05 \x01(\x0b\x32\x1f.steploom.worker.v1.LoadAdapterH\x00\x12\x37\n\x0c\x64rop_adapter\x18\x06 \x01(\x0b\x32\x1f.steploom.worker.v1.DropAdapterH\x00\x12)\n\x04more\x18\x04 \x03(\x0b\x32\x1b.steploom.worker.v1.CommandB\t\n\x07\x63ommand\"\xe1\x02\n\x05\x41\x64mit\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04slot\x18\x02 \x01(\r\x12\x13\n\x0binstruction\x18\x03 \x01(\t\x12*\n\x06pixels\x18\x04 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels\x12*\n\x06output\x18\x05 \x01(\x0b\x32\x1a.steploom.worker.v1.Region\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x16\n\x0eguidance_scale\x18\x07 \x01(\x02\x12\x1c\n\x14image_guidance_scale\x18\x08 \x01(\x02\x12\x0c\n\x04seed\x18\t \x01(\x06\x12%\n\x07sampler\x18\n \x01(\x0e\x32\x14.steploom.v1.Sampler\x12\x15\n\rpreview_every\x18\x0b \x01(\r\x12\x0f\n\x07\x61\x64\x61pter\x18\x0c \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\r \x01(\t\x12\x13\n\x0btraceparent\x18\x0e \x01(\t\"o\n\x04Tick\x12\x0f\n\x07tick_id\x18\x01 \x01(\x04\x12(\n\x05stage\x18\x02 \x01(\x0e\x32\x19.steploom.worker.v1.Stage\x12\x0e\n\x06\x62ucket\x18\x03 \x01(\r\x12\r\n\x05slots\x18\x04 \x03(\r\x12\r\n\x05steps\x18\x05 \x03(\r\"\x17\n\x07Release\x12\x0c\n\x04slot\x18\x01 \x01(\r\"?\n\x0bLoadAdapter\x12\x11\n\tchange_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61t_once\x18\x03 \x01(\x08\">\n\x0b\x44ropAdapter\x12\x11\n\tchange_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\xb1\x01\n\x0e\x41\x64\x61pterChanged\x12\x11\n\tchange_id\x18\x01 \x01(\x04\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x12\n\nis_missing\x18\x03 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12-\n\x08\x61\x64\x61pters\x18\x05 \x03(\x0b\x32\x1b.steploom.worker.v1.Adapter\x12*\n\x06memory\x18\x06 \x01(\x0b\x32\x1a.steploom.worker.v1.Memory\"\xc6\x02\n\x06Report\x12*\n\x05ready\x18\x01 \x01(\x0b\x32\x19.steploom.worker.v1.ReadyH\x00\x12\x31\n\ttick_done\x18\x02 \x01(\x0b\x32\x1c.steploom.worker.v1.TickDoneH\x00\x12\x30\n\x08prepared\x18\x03 \x01(\x0b\x32\x1c.steploom.worker.v1.PreparedH\x00\x12.\n\x07leaving\x18\x04 \x01(\x0b\x32\x1b.steploom.worker.v1.LeavingH\x00\x12\x32\n\tpreparing\x18\x05 \x01(\x0b\x32\x1d.steploom.worker.v1.PreparingH\x00\x12=\n\x0f\x61\x64\x61pter_changed\x18\x06 \x01(\x0b\x32\".steploom.worker.v1.AdapterChangedH\x00\x42\x08\n\x06report\"\t\n\x07Leaving\"\x0b\n\tPreparing\"\xd5\x01\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tmax_steps\x18\x02 \x01(\r\x12\x1d\n\x15is_guidance_distilled\x18\x03 \x01(\x08\x12\x1a\n\x12min_guidance_scale\x18\x04 \x01(\x02\x12\x1a\n\x12max_guidance_scale\x18\x05 \x01(\x02\x12 \n\x18min_image_guidance_scale\x18\x06 \x01(\x02\x12 \n\x18max_image_guidance_scale\x18\x07 \x01(\x02\x12\x0e\n\x06\x64igest\x18\x08 \x01(\t\"\x95\x02\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x11\n\tmax_steps\x18\x04 \x01(\r\x12\x1e\n\x16\x64\x65\x66\x61ult_guidance_scale\x18\x05 \x01(\x02\x12$\n\x1c\x64\x65\x66\x61ult_image_guidance_scale\x18\x06 \x01(\x02\x12-\n\x0f\x64\x65\x66\x61ult_sampler\x18\x07 \x01(\x0e\x32\x14.steploom.v1.Sampler\x12-\n\x08\x61\x64\x61pters\x18\x08 \x03(\x0b\x32\x1b.steploom.worker.v1.Adapter\x12\x14\n\x0clatent_shape\x18\t \x03(\r\x12\x0e\n\x06\x64igest\x18\n \x01(\t\"W\n\nBucketCost\x12(\n\x05stage\x18\x01 \x01(\x0e\x32\x19.steploom.worker.v1.Stage\x12\x0e\n\x06\x62ucket\x18\x02 \x01(\r\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\'\n\x08Progress\x12\x0c\n\x04\x64one\x18\x01 \x01(\r\x12\r\n\x05total\x18\x02 \x01(\r\"\x95\x01\n\x08Prepared\x12-\n\x05\x63osts\x18\x01 \x03(\x0b\x32\x1e.steploom.worker.v1.BucketCost\x12.\n\x08progress\x18\x02 \x01(\x0b\x32\x1c.steploom.worker.v1.Progress\x12*\n\x06memory\x18\x03 \x01(\x0b\x32\x1a.steploom.worker.v1.Memory\"]\n\x06Memory\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x12\n\nfree_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bslots_bytes\x18\x03 \x01(\x04\x12\x15\n\rweights_bytes\x18\x04 \x01(\x04\"\x82\x02\n\x05Ready\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\r\n\x05slots\x18\x04 \x01(\r\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x1d.steploom.worker.v1.ModelInfo\x12-\n\x05\x63osts\x18\x06 \x03(\x0b\x32\x1e.steploom.worker.v1.BucketCost\x12.\n\x08progress\x18\x07 \x01(\x0b\x32\x1c.steploom.worker.v1.Progress\x12*\n\x06memory\x18\x08 \x01(\x0b\x32\x1a.steploom.worker.v1.Memory\"\xf4\x01\n\x08TickDone\x12\x0f\n\x07tick_id\x18\x01 \x01(\x04\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.steploom.worker.v1.TickStatus\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12.\n\x06pixels\x18\x05 \x03(\x0b\x32\x1e.steploom.worker.v1.SlotPixels\x12\x14\n\x0cstart_unix_s\x18\x06 \x01(\x01\x12\x31\n\x08\x66\x61ilures\x18\x07 \x03(\x0b\x32\x1f.steploom.worker.v1.SlotFailure\x12\x0e\n\x06idle_s\x18\x08 \x01(\x01\"*\n\x0bSlotFailure\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\r\n\x05\x65rror\x18\x02 \x01(\t\"F\n\nSlotPixels\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12*\n\x06pixels\x18\x02 \x01(\x0b\x32\x1a.steploom.worker.v1.Pixels*U\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTAGE_ENCODE\x10\x01\x12\x11\n\rSTAGE_DENOISE\x10\x02\x12\x10\n\x0cSTAGE_DECODE\x10\x03*n\n\nTickStatus\x12\x1b\n\x17TICK_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eTICK_STATUS_OK\x10\x01\x12\x16\n\x12TICK_STATUS_FAILED\x10\x02\x12\x17\n\x13TICK_STATUS_SKIPPED\x10\x03\x32N\n\x06Worker\x12\x44\n\x05\x44rive\x12\x1b.steploom.worker.v1.Command\x1a\x1a.steploom.worker.v1.Report(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'steploom_protos.worker.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STAGE']._serialized_start=3223
-  _globals['_STAGE']._serialized_end=3308
-  _globals['_TICKSTATUS']._serialized_start=3310
-  _globals['_TICKSTATUS']._serialized_end=3420
+  _globals['_STAGE']._serialized_start=3244
+  _globals['_STAGE']._serialized_end=3329
+  _globals['_TICKSTATUS']._serialized_start=3331
+  _globals['_TICKSTATUS']._serialized_end=3441
   _globals['_REGION']._serialized_start=94
   _globals['_REGION']._serialized_end=161
   _globals['_PIXELS']._serialized_start=163
@@ -43,43 +43,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMAND']._serialized_start=278
   _globals['_COMMAND']._serialized_end=589
   _globals['_ADMIT']._serialized_start=592
-  _globals['_ADMIT']._serialized_end=924
-  _globals['_TICK']._serialized_start=926
-  _globals['_TICK']._serialized_end=1037
-  _globals['_RELEASE']._serialized_start=1039
-  _globals['_RELEASE']._serialized_end=1062
-  _globals['_LOADADAPTER']._serialized_start=1064
-  _globals['_LOADADAPTER']._serialized_end=1127
-  _globals['_DROPADAPTER']._serialized_start=1129
-  _globals['_DROPADAPTER']._serialized_end=1191
-  _globals['_ADAPTERCHANGED']._serialized_start=1194
-  _globals['_ADAPTERCHANGED']._serialized_end=1371
-  _globals['_REPORT']._serialized_start=1374
-  _globals['_REPORT']._serialized_end=1700
-  _globals['_LEAVING']._serialized_start=1702
-  _globals['_LEAVING']._serialized_end=1711
-  _globals['_PREPARING']._serialized_start=1713
-  _globals['_PREPARING']._serialized_end=1724
-  _globals['_ADAPTER']._serialized_start=1727
-  _globals['_ADAPTER']._serialized_end=1940
-  _globals['_MODELINFO']._serialized_start=1943
-  _globals['_MODELINFO']._serialized_end=2220
-  _globals['_BUCKETCOST']._serialized_start=2222
-  _globals['_BUCKETCOST']._serialized_end=2309
-  _globals['_PROGRESS']._serialized_start=2311
-  _globals['_PROGRESS']._serialized_end=2350
-  _globals['_PREPARED']._serialized_start=2353
-  _globals['_PREPARED']._serialized_end=2502
-  _globals['_MEMORY']._serialized_start=2504
-  _globals['_MEMORY']._serialized_end=2597
-  _globals['_READY']._serialized_start=2600
-  _globals['_READY']._serialized_end=2858
-  _globals['_TICKDONE']._serialized_start=2861
-  _globals['_TICKDONE']._serialized_end=3105
-  _globals['_SLOTFAILURE']._serialized_start=3107
-  _globals['_SLOTFAILURE']._serialized_end=3149
-  _globals['_SLOTPIXELS']._serialized_start=3151
-  _globals['_SLOTPIXELS']._serialized_end=3221
-  _globals['_WORKER']._serialized_start=3422
-  _globals['_WORKER']._serialized_end=3500
+  _globals['_ADMIT']._serialized_end=945
+  _globals['_TICK']._serialized_start=947
+  _globals['_TICK']._serialized_end=1058
+  _globals['_RELEASE']._serialized_start=1060
+  _globals['_RELEASE']._serialized_end=1083
+  _globals['_LOADADAPTER']._serialized_start=1085
+  _globals['_LOADADAPTER']._serialized_end=1148
+  _globals['_DROPADAPTER']._serialized_start=1150
+  _globals['_DROPADAPTER']._serialized_end=1212
+  _globals['_ADAPTERCHANGED']._serialized_start=1215
+  _globals['_ADAPTERCHANGED']._serialized_end=1392
+  _globals['_REPORT']._serialized_start=1395
+  _globals['_REPORT']._serialized_end=1721
+  _globals['_LEAVING']._serialized_start=1723
+  _globals['_LEAVING']._serialized_end=1732
+  _globals['_PREPARING']._serialized_start=1734
+  _globals['_PREPARING']._serialized_end=1745
+  _globals['_ADAPTER']._serialized_start=1748
+  _globals['_ADAPTER']._serialized_end=1961
+  _globals['_MODELINFO']._serialized_start=1964
+  _globals['_MODELINFO']._serialized_end=2241
+  _globals['_BUCKETCOST']._serialized_start=2243
+  _globals['_BUCKETCOST']._serialized_end=2330
+  _globals['_PROGRESS']._serialized_start=2332
+  _globals['_PROGRESS']._serialized_end=2371
+  _globals['_PREPARED']._serialized_start=2374
+  _globals['_PREPARED']._serialized_end=2523
+  _globals['_MEMORY']._serialized_start=2525
+  _globals['_MEMORY']._serialized_end=2618
+  _globals['_READY']._serialized_start=2621
+  _globals['_READY']._serialized_end=2879
+  _globals['_TICKDONE']._serialized_start=2882
+  _globals['_TICKDONE']._serialized_end=3126
+  _globals['_SLOTFAILURE']._serialized_start=3128
+  _globals['_SLOTFAILURE']._serialized_end=3170
+  _globals['_SLOTPIXELS']._serialized_start=3172
+  _globals['_SLOTPIXELS']._serialized_end=3242
+  _globals['_WORKER']._serialized_start=3443
+  _globals['_WORKER']._serialized_end=3521
 # @@protoc_insertion_point(module_scope)

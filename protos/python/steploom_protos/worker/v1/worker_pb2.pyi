@@ -71,7 +71,7 @@ class Command(_message.Message):
     def __init__(self, admit: _Optional[_Union[Admit, _Mapping]] = ..., tick: _Optional[_Union[Tick, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., load_adapter: _Optional[_Union[LoadAdapter, _Mapping]] = ..., drop_adapter: _Optional[_Union[DropAdapter, _Mapping]] = ..., more: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
 
 class Admit(_message.Message):
-    __slots__ = ("job_id", "slot", "instruction", "pixels", "output", "steps", "guidance_scale", "image_guidance_scale", "seed", "sampler", "preview_every", "adapter", "adapter_digest")
+    __slots__ = ("job_id", "slot", "instruction", "pixels", "output", "steps", "guidance_scale", "image_guidance_scale", "seed", "sampler", "preview_every", "adapter", "adapter_digest", "traceparent")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     INSTRUCTION_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class Admit(_message.Message):
     PREVIEW_EVERY_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     slot: int
     instruction: str
@@ -98,7 +99,8 @@ class Admit(_message.Message):
     preview_every: int
     adapter: str
     adapter_digest: str
-    def __init__(self, job_id: _Optional[str] = ..., slot: _Optional[int] = ..., instruction: _Optional[str] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., output: _Optional[_Union[Region, _Mapping]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., image_guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[_image_pb2.Sampler, str]] = ..., preview_every: _Optional[int] = ..., adapter: _Optional[str] = ..., adapter_digest: _Optional[str] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, job_id: _Optional[str] = ..., slot: _Optional[int] = ..., instruction: _Optional[str] = ..., pixels: _Optional[_Union[Pixels, _Mapping]] = ..., output: _Optional[_Union[Region, _Mapping]] = ..., steps: _Optional[int] = ..., guidance_scale: _Optional[float] = ..., image_guidance_scale: _Optional[float] = ..., seed: _Optional[int] = ..., sampler: _Optional[_Union[_image_pb2.Sampler, str]] = ..., preview_every: _Optional[int] = ..., adapter: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class Tick(_message.Message):
     __slots__ = ("tick_id", "stage", "bucket", "slots", "steps")
