@@ -19,6 +19,7 @@ from steploom_batcher.driver import Driver
 from steploom_batcher.messages import TickReport
 from steploom_batcher.metrics import BatcherMetrics
 from steploom_batcher.plain.config import PlainConfig
+from steploom_batcher.plain.service import News, PlainBatcherService
 from steploom_batcher.plain.side import PlainSide
 from steploom_batcher.recent_ticks import RecentTicks
 from steploom_batcher.scheduler import Scheduler
@@ -29,7 +30,7 @@ from steploom_batcher.worker_link import Backoff, Dial, WorkerLink, dial_grpc
 from steploom_common.internal import PLAIN, Internal
 from steploom_common.rpc import INTERNAL_OPTIONS, ErrorInterceptor, Shutdown, bind
 from steploom_common.tracing import NO_TRACER
-from steploom_protos.batcher.v1 import batcher_pb2_grpc
+from steploom_protos.batcher.v1 import batcher_pb2_grpc, plain_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +81,9 @@ class BatcherServer:
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=INTERNAL_OPTIONS)
         service = BatcherService(config, self.driver, self.links, self.metrics, self._traces, self._recent)
         batcher_pb2_grpc.add_BatcherServicer_to_server(service, self._server)
-        self.plain = PlainSide(plain, hosts, internal, has_workers=bool(workers))
-        self.plain.add_to(self._server)
+        self._news = News()
+        self.plain = PlainSide(plain, hosts, internal, self._plain_changed)
+        plain_pb2_grpc.add_PlainBatcherServicer_to_server(PlainBatcherService(self.plain, self._news), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
     def _link(self, address: str, dial: Dial) -> WorkerLink:
@@ -133,9 +135,14 @@ class BatcherServer:
         await self._server.stop(_LAST_WORDS_S)
         await asyncio.gather(*self._health_tasks)
 
+    def _plain_changed(self) -> None:
+        self._news.tell()
+        self._publish_health()
+
     def _publish_health(self) -> None:
-        """In order: the servicer's lock is fair."""
-        task = asyncio.ensure_future(self._set_health(self.driver.can_serve))
+        """In order: the servicer's lock is fair. Without workers it is the model hosts that count."""
+        can_serve = self.driver.can_serve if self.links else self.plain.is_up
+        task = asyncio.ensure_future(self._set_health(can_serve))
         self._health_tasks.add(task)
         task.add_done_callback(self._health_tasks.discard)
 

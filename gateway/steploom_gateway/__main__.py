@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from steploom_batcher.plain.config import PlainConfig
 from steploom_common.arena import default_directory
 from steploom_common.internal import Internal
 from steploom_common.log_settings import LogConfig
@@ -46,18 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if not config.batcher:
             config = replace(config, batcher=socket_address(runtime, "batcher"))
+        plain = read_section(options.config, "plain", PlainConfig)
+        hosts = options.host or plain.hosts
         internal = Internal(read_section(options.config, "internal", InternalConfig))
         traces = provider(read_section(options.config, "tracing", TracingConfig), "gateway")
-        return asyncio.run(_serve(config, default_directory(runtime), internal, traces))
+        return asyncio.run(_serve(config, default_directory(runtime), internal, traces, plain, hosts))
     except (ConfigError, BindError) as error:
         print(f"steploom-gateway: {error}", file=sys.stderr)
         return _USAGE_ERROR
 
 
-async def _serve(config: GatewayConfig, arena_dir: Path, internal: Internal, traces: Provider | None) -> int:
+async def _serve(
+    config: GatewayConfig,
+    arena_dir: Path,
+    internal: Internal,
+    traces: Provider | None,
+    plain: PlainConfig,
+    hosts: Sequence[str],
+) -> int:
     shutdown = Shutdown()
     shutdown.listen()
-    gateway = Gateway(config, arena_dir, internal, tracer_of(traces))
+    gateway = Gateway(config, arena_dir, internal, tracer_of(traces), plain, hosts)
     try:
         await gateway.start()
         await shutdown.requested.wait()
@@ -77,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--listen", metavar="HOST:PORT", help="where the public API listens")
     parser.add_argument("--local-listen", metavar="unix:PATH", help="a second way in, plain and for this user alone")
     parser.add_argument("--metrics-listen", metavar="HOST:PORT", help="where Prometheus metrics are shown")
+    parser.add_argument("--host", action="append", metavar="ADDR", help="a host of plain models; repeatable")
     return parser
 
 

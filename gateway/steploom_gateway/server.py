@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry.trace import Tracer
 
+from steploom_batcher.plain.config import PlainConfig
 from steploom_common.internal import PLAIN, Internal
 from steploom_common.rpc import ErrorInterceptor, Shutdown, bind
 from steploom_common.runtime import is_local
@@ -27,8 +29,10 @@ from steploom_gateway.metrics import Metrics, MetricsServer
 from steploom_gateway.oip import service as oip
 from steploom_gateway.oip.metrics import TritonMetrics
 from steploom_gateway.oip.regions import Regions
-from steploom_gateway.plain.client import PlainClient
 from steploom_gateway.plain.inference import PlainInference
+from steploom_gateway.plain.own_queue import OwnQueue
+from steploom_gateway.plain.runner import Runner
+from steploom_gateway.plain.shared_queue import SharedQueue
 from steploom_gateway.pool import CodecPool
 from steploom_gateway.service import ImageService
 from steploom_gateway.submission import Submissions
@@ -40,6 +44,7 @@ log = logging.getLogger(__name__)
 
 SERVICE_NAME = image_pb2.DESCRIPTOR.services_by_name["ImageService"].full_name
 
+_NO_PLAIN = PlainConfig()
 _LAST_WORDS_S = 1.0  # for answers that are on their way when the server ends
 
 
@@ -51,13 +56,21 @@ class Gateway:
         arena_dir: folder of the shared memory.
         internal: how the batcher is reached.
         tracer: of the spans of requests.
+        plain: the `[plain]` table.
+        hosts: addresses of hosts of plain models, where their queue is here.
 
     Raises:
         ConfigError: the file of tokens is wrong, or the batcher would be reached in the clear over a network.
     """
 
     def __init__(
-        self, config: GatewayConfig, arena_dir: Path, internal: Internal = PLAIN, tracer: Tracer = NO_TRACER
+        self,
+        config: GatewayConfig,
+        arena_dir: Path,
+        internal: Internal = PLAIN,
+        tracer: Tracer = NO_TRACER,
+        plain: PlainConfig = _NO_PLAIN,
+        hosts: Sequence[str] = (),
     ) -> None:
         self._config = config
         self.metrics = Metrics()
@@ -72,8 +85,12 @@ class Gateway:
         self.service = ImageService(config, self.batcher, tools, self.metrics, tracer)
         regions = Regions(config.shared_memory_regions)
         self._changes: set[asyncio.Task[None]] = set()
-        self.plain_client = PlainClient(config.batcher, internal, self._plain_changed)
-        self.plain = PlainInference(config, self.plain_client, regions)
+        self.plain_runner: Runner = (
+            SharedQueue(config.batcher, internal, self._plain_changed)
+            if plain.queue == "batcher"
+            else OwnQueue(plain, hosts, internal, self._plain_changed)
+        )
+        self.plain = PlainInference(config, self.plain_runner, regions, lambda: self.batcher.has_workers)
         self.inference = oip.InferenceService(
             config, self.batcher, self.service, self.metrics.tally, regions, self.plain
         )
@@ -139,7 +156,7 @@ class Gateway:
         await self._server.stop(_LAST_WORDS_S)
         self.service.retries.close()
         await self.loans.close()
-        await self.plain_client.close()
+        await self.plain_runner.close()
         await asyncio.gather(*self._changes)
         await self.batcher.close()
         await asyncio.to_thread(self.codec.close)

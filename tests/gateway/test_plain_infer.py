@@ -7,14 +7,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from plain_house import PlainHouse, identity_request, opened_plain
+from served_plain import PlainHouse, identity_request, opened_plain
 
+from steploom_batcher.plain.config import PlainConfig
 from steploom_protos.inference import grpc_service_pb2 as pb
 
 
-@pytest.fixture
-async def plain(tmp_path: Path) -> AsyncIterator[PlainHouse]:
-    async with opened_plain(tmp_path) as house:
+@pytest.fixture(params=["gateway", "batcher"])
+async def plain(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[PlainHouse]:
+    async with opened_plain(tmp_path, plain=PlainConfig(queue=request.param)) as house:
         yield house
 
 
@@ -33,7 +34,7 @@ async def test_requests_that_come_while_a_batch_runs_share_the_next(plain: Plain
     while not plain.host.batches:  # noqa: ASYNC110
         await asyncio.sleep(0.002)
     others = [asyncio.ensure_future(plain.stub.ModelInfer(identity_request(bytes([at])))) for at in range(1, 9)]
-    while plain.batcher.plain.driver.num_requests < 9:  # noqa: ASYNC110
+    while plain.num_requests < 9:  # noqa: ASYNC110
         await asyncio.sleep(0.002)
     plain.host.may_run.set()
     answers = await asyncio.gather(first, *others)

@@ -42,6 +42,11 @@ class PlainConfig(PlainSchedulerConfig):
         "", "folder of plain models, a folder for each; `steploom up` starts a host for it; empty: none"
     )
     hosts: tuple[str, ...] = setting((), "addresses of model hosts; empty: the one that `steploom up` starts, if any")
+    queue: str = setting(
+        "gateway",
+        "where requests wait: in the gateway, which costs least, or in the batcher, where several gateways share one",
+        choices=("gateway", "batcher"),
+    )
     batch_timeout_s: float = setting(
         120.0, "seconds without an answer to any batch after which a host counts as lost", above=0, at_most=86_400
     )

@@ -23,6 +23,9 @@ from steploom_protos.worker.v1 import plain_pb2 as pb
 
 log = logging.getLogger(__name__)
 
+_QUIET_TURNS = 4  # of the loop, some tens of microseconds: gRPC takes several to hand over a request
+_GATHER_S = 0.002  # that requests gather at most, where they keep coming: a loop that is so busy has no idle host
+
 Answer = Callable[[pb.ItemDone | Refused], None]
 """Told the end of a request, once."""
 
@@ -79,6 +82,8 @@ class PlainDriver:
         self._offers: dict[str, set[Version]] = {}  # by host
         self._num_items = 0
         self._pump_handle: asyncio.Handle | None = None
+        self._num_quiet_turns = 0  # of the loop, since the last request came
+        self._gathers_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -117,7 +122,10 @@ class PlainDriver:
             return item.item_id
         self._requests[item.item_id] = _Request(item, payload, answer, now)
         self._idle.clear()
-        self._pump_soon()
+        self._num_quiet_turns = 0
+        if self._pump_handle is None:
+            self._gathers_until = now + _GATHER_S
+            self._pump_handle = self._loop.call_soon(self._gather)
         return item.item_id
 
     def cancel(self, item_id: int) -> None:
@@ -219,6 +227,14 @@ class PlainDriver:
             else:
                 statistics.answered(request.item.rows, waited_s, ran_s, report.times)
         self._scheduler.finish(batch.batch_id, Outcome.ANSWERED, now)
+
+    def _gather(self) -> None:
+        """Requests that come in a burst go together: as long as the next turns of the loop bring more of them."""
+        self._num_quiet_turns += 1
+        if self._num_quiet_turns > _QUIET_TURNS or self._clock() >= self._gathers_until:
+            self._pump()
+        else:
+            self._pump_handle = self._loop.call_soon(self._gather)
 
     def _pump_soon(self) -> None:
         if self._pump_handle is None:

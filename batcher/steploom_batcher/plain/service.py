@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
 from steploom_batcher.plain.driver import PlainDriver
-from steploom_batcher.plain.host_link import HostLink
-from steploom_batcher.plain.statistics import Compute, ModelStatistics, Total
+from steploom_batcher.plain.side import PlainSide
+from steploom_batcher.plain.statistics_wire import statistics_to_wire
 from steploom_batcher.plain.types import Cause, Item, Refused, Version
-from steploom_common.errors import Unavailable
 from steploom_protos.batcher.v1 import plain_pb2 as pb
 from steploom_protos.batcher.v1 import plain_pb2_grpc
 from steploom_protos.worker.v1 import plain_pb2 as host_pb
-from steploom_protos.worker.v1 import plain_pb2_grpc as host_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Answer = TypeVar("Answer")
@@ -56,31 +54,20 @@ class News:
 
 class PlainBatcherService(plain_pb2_grpc.PlainBatcherServicer):
     """Args:
-    driver: runs the requests.
-    links: to all hosts.
-    news: of what they serve.
-    has_workers: whether engine workers are configured beside them.
+    side: runs the requests.
+    news: of what its hosts serve.
     """
 
-    def __init__(self, driver: PlainDriver, links: Sequence[HostLink], news: News, has_workers: bool) -> None:
-        self._driver = driver
-        self._links = links
+    def __init__(self, side: PlainSide, news: News) -> None:
+        self._side = side
         self._news = news
-        self._has_workers = has_workers
-        self._is_draining = False
-
-    def drain(self) -> None:
-        """Takes no requests any more, and says so."""
-        self._is_draining = True
-        self._driver.drain()
-        self._news.tell()
 
     async def Infer(
         self, request_iterator: AsyncIterator[pb.PlainRequests], context: Context
     ) -> AsyncIterator[pb.PlainAnswers]:
         """Runs all requests of one gateway; see the .proto."""
         del context
-        session = _Session(self._driver, self._newest)
+        session = _Session(self._side.driver, self._side.newest)
         reader = asyncio.create_task(session.read(request_iterator), name="plain requests")
         try:
             async for answers in session.answers():
@@ -93,57 +80,34 @@ class PlainBatcherService(plain_pb2_grpc.PlainBatcherServicer):
         """What is served, now and after every change."""
         del request, context
         while True:
-            yield pb.PlainModels(models=self._merged(), is_draining=self._is_draining, has_workers=self._has_workers)
+            yield pb.PlainModels(models=self._side.models, is_draining=self._side.is_draining)
             await self._news.wait()
 
     async def Statistics(self, request: pb.PlainStatisticsRequest, context: Context) -> pb.PlainStatistics:
         """Of all models that were ever asked for."""
         del request, context
-        return pb.PlainStatistics(
-            models=[
-                _statistics(model, of, self._driver.num_queued(model))
-                for model, of in sorted(self._driver.statistics.items())
-            ]
-        )
+        return statistics_to_wire(self._side.driver)
 
     async def Load(self, request: host_pb.LoadRequest, context: Context) -> host_pb.LoadResponse:
         """On every host."""
-        del context
-        return (await self._on_all(lambda stub: stub.Load(request)))[0]
+        return await _relayed(self._side.load(request), context)
 
     async def Unload(self, request: host_pb.UnloadRequest, context: Context) -> host_pb.UnloadResponse:
         """On every host."""
-        del context
-        return (await self._on_all(lambda stub: stub.Unload(request)))[0]
+        return await _relayed(self._side.unload(request), context)
 
     async def Index(self, request: host_pb.IndexRequest, context: Context) -> host_pb.IndexResponse:
-        """Of the first host that is up: all have the same models."""
-        del context
-        return await self._stubs()[0].Index(request)
+        """Of the first host that is up."""
+        del request
+        return await _relayed(self._side.index(), context)
 
-    def _newest(self, name: str) -> int:
-        return max((version for link in self._links for version in _versions(link, name)), default=0)
 
-    def _merged(self) -> list[host_pb.HostedModel]:
-        merged: dict[str, host_pb.HostedModel] = {}
-        for link in self._links:
-            for name, model in link.models.items():
-                known = merged.get(name)
-                if known is None or (known.state != model.state == host_pb.MODEL_STATE_READY):
-                    merged[name] = host_pb.HostedModel()
-                    merged[name].CopyFrom(model)
-                elif known.state == model.state == host_pb.MODEL_STATE_READY:
-                    known.instances += model.instances
-        return [merged[name] for name in sorted(merged)]
-
-    def _stubs(self) -> list[host_grpc.ModelHostAsyncStub]:
-        stubs = [link.stub for link in self._links if link.stub is not None]
-        if not stubs:
-            raise Unavailable("no model host is up" if self._links else "no model host is configured")
-        return stubs
-
-    async def _on_all(self, call: Callable[[host_grpc.ModelHostAsyncStub], Awaitable[Answer]]) -> list[Answer]:
-        return list(await asyncio.gather(*(call(stub) for stub in self._stubs())))
+async def _relayed(call: Awaitable[Answer], context: Context) -> Answer:
+    """What a host answers, with its own status where it refuses."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        await context.abort(error.code(), error.details() or "")
 
 
 class _Session:
@@ -218,40 +182,3 @@ class _Session:
                 break
         del self._outbox[:num]
         return message
-
-
-def _versions(link: HostLink, name: str) -> Sequence[int]:
-    model = link.models.get(name)
-    return model.versions if model is not None and model.state == host_pb.MODEL_STATE_READY else ()
-
-
-def _statistics(model: Version, of: ModelStatistics, queued: int) -> pb.PlainModelStatistics:
-    return pb.PlainModelStatistics(
-        name=model.name,
-        version=model.number,
-        last_unix_ms=of.last_unix_ms,
-        rows=of.rows,
-        batches=of.batches,
-        success=_time(of.success),
-        fail=_time(of.fail),
-        queue=_time(of.queue),
-        compute_input=_time(of.compute.input),
-        compute_infer=_time(of.compute.infer),
-        compute_output=_time(of.compute.output),
-        by_rows=[_batches(rows, of.by_rows[rows]) for rows in sorted(of.by_rows)],
-        ended=of.ended,
-        queued=queued,
-    )
-
-
-def _batches(rows: int, compute: Compute) -> pb.PlainBatchTimes:
-    return pb.PlainBatchTimes(
-        rows=rows,
-        compute_input=_time(compute.input),
-        compute_infer=_time(compute.infer),
-        compute_output=_time(compute.output),
-    )
-
-
-def _time(total: Total) -> pb.PlainTime:
-    return pb.PlainTime(count=total.count, ns=total.ns)

@@ -1,21 +1,27 @@
-"""The plain models' side of a batcher: scheduler, driver, links to hosts and service, put together and taken apart."""
+"""The plain models' side of a service: scheduler, driver and links to hosts, put together and taken apart.
+
+It runs where the queue is: in a gateway, or in a batcher that several gateways share.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
-
-import grpc.aio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeAlias, TypeVar
 
 from steploom_batcher.plain.config import PlainConfig
 from steploom_batcher.plain.driver import PlainDriver
 from steploom_batcher.plain.host_link import HostLink
 from steploom_batcher.plain.scheduler import PlainScheduler
-from steploom_batcher.plain.service import News, PlainBatcherService
 from steploom_batcher.worker_link import Backoff
+from steploom_common.errors import Unavailable
 from steploom_common.internal import Internal
-from steploom_protos.batcher.v1 import plain_pb2_grpc
+from steploom_protos.worker.v1 import plain_pb2 as pb
+from steploom_protos.worker.v1 import plain_pb2_grpc
+
+Answer = TypeVar("Answer")
+Stub: TypeAlias = "plain_pb2_grpc.ModelHostAsyncStub"
 
 _MIN_BACKOFF_S, _MAX_BACKOFF_S = 0.05, 1.0
 
@@ -27,17 +33,20 @@ class PlainSide:
         config: the `[plain]` table.
         hosts: addresses to dial; none: there are no plain models, and nothing is done.
         internal: how hosts are reached.
-        has_workers: whether there are engine workers beside them.
+        on_change: told after each change of what is served.
 
     Raises:
         ConfigError: a host would be reached in the clear over a network.
     """
 
-    def __init__(self, config: PlainConfig, hosts: Sequence[str], internal: Internal, has_workers: bool) -> None:
+    def __init__(
+        self, config: PlainConfig, hosts: Sequence[str], internal: Internal, on_change: Callable[[], None]
+    ) -> None:
         for address in hosts:
             internal.credentials(address)
         self.driver = PlainDriver(PlainScheduler(config), asyncio.get_running_loop())
-        self._news = News()
+        self.is_draining = False
+        self._on_change = on_change
         self.links = [
             HostLink(
                 address,
@@ -45,23 +54,36 @@ class PlainSide:
                 Backoff(_MIN_BACKOFF_S, _MAX_BACKOFF_S, random.Random()),
                 internal,
                 config.batch_timeout_s,
-                self._news.tell,
+                on_change,
             )
             for address in dict.fromkeys(hosts)
         ]
-        self.service = PlainBatcherService(self.driver, self.links, self._news, has_workers)
 
     def __repr__(self) -> str:
         return f"PlainSide({self.driver!r}, {self.links!r})"
 
     @property
-    def can_serve(self) -> bool:
-        """A host is up."""
-        return any(link.is_up for link in self.links)
+    def is_up(self) -> bool:
+        """A host is up, and requests are taken."""
+        return not self.is_draining and any(link.is_up for link in self.links)
 
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Serves it with the rest."""
-        plain_pb2_grpc.add_PlainBatcherServicer_to_server(self.service, server)
+    @property
+    def models(self) -> list[pb.HostedModel]:
+        """What all hosts serve, by name: READY where one does, with the instances of all."""
+        merged: dict[str, pb.HostedModel] = {}
+        for link in self.links:
+            for name, model in link.models.items():
+                known = merged.get(name)
+                if known is None or (known.state != model.state == pb.MODEL_STATE_READY):
+                    merged[name] = pb.HostedModel()
+                    merged[name].CopyFrom(model)
+                elif known.state == model.state == pb.MODEL_STATE_READY:
+                    known.instances += model.instances
+        return [merged[name] for name in sorted(merged)]
+
+    def newest(self, name: str) -> int:
+        """The newest version of a model that a host serves; 0: none does."""
+        return max((version for link in self.links for version in _versions(link, name)), default=0)
 
     def start(self) -> None:
         """Begins to dial."""
@@ -70,7 +92,9 @@ class PlainSide:
 
     def drain(self) -> None:
         """Takes no requests any more."""
-        self.service.drain()
+        self.is_draining = True
+        self.driver.drain()
+        self._on_change()
 
     async def stop(self) -> None:
         """Ends what is left, and the links."""
@@ -78,3 +102,34 @@ class PlainSide:
         await asyncio.sleep(0)
         await asyncio.gather(*(link.close() for link in self.links))
         self.driver.close()
+
+    async def load(self, request: pb.LoadRequest) -> pb.LoadResponse:
+        """On every host.
+
+        Raises:
+            Unavailable: none is up.
+            grpc.aio.AioRpcError: one refuses.
+        """
+        return (await self._on_all(lambda stub: stub.Load(request)))[0]
+
+    async def unload(self, request: pb.UnloadRequest) -> pb.UnloadResponse:
+        """On every host, once those that wait have run. Raises as `load`."""
+        return (await self._on_all(lambda stub: stub.Unload(request)))[0]
+
+    async def index(self) -> pb.IndexResponse:
+        """Of the first host that is up: all have the same models. Raises as `load`."""
+        return await self._stubs()[0].Index(pb.IndexRequest())
+
+    def _stubs(self) -> list[Stub]:
+        stubs = [link.stub for link in self.links if link.stub is not None]
+        if not stubs:
+            raise Unavailable("no model host is up" if self.links else "no model host is configured")
+        return stubs
+
+    async def _on_all(self, call: Callable[[Stub], Awaitable[Answer]]) -> list[Answer]:
+        return list(await asyncio.gather(*(call(stub) for stub in self._stubs())))
+
+
+def _versions(link: HostLink, name: str) -> Sequence[int]:
+    model = link.models.get(name)
+    return model.versions if model is not None and model.state == pb.MODEL_STATE_READY else ()

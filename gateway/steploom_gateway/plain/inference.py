@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
+from steploom_batcher.plain.causes import item_error
 from steploom_common.errors import (
     Exists,
     FailedPrecondition,
@@ -23,9 +24,9 @@ from steploom_gateway.config import GatewayConfig
 from steploom_gateway.oip.parameters import Value, parameter
 from steploom_gateway.oip.regions import Regions, Stretch
 from steploom_gateway.oip.repository import Entry, State
-from steploom_gateway.plain.client import PlainClient, item_error
 from steploom_gateway.plain.model import PlainModel, TensorSpec
 from steploom_gateway.plain.request import RequestReader
+from steploom_gateway.plain.runner import Runner
 from steploom_gateway.plain.statistics import statistics
 from steploom_protos.batcher.v1 import plain_pb2 as batcher_pb
 from steploom_protos.inference import grpc_service_pb2 as pb
@@ -34,9 +35,9 @@ from steploom_protos.worker.v1 import plain_pb2 as host_pb
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Metadata = pb.ModelMetadataResponse.TensorMetadata
+Answer = TypeVar("Answer")
 
 _BUSY_RETRY_S = 0.5
-_CALL_S = 10.0  # for calls that are no requests
 _STATES = {
     host_pb.MODEL_STATE_LOADING: State.LOADING,
     host_pb.MODEL_STATE_READY: State.READY,
@@ -47,13 +48,17 @@ _STATES = {
 class PlainInference:
     """Args:
     config: bounds.
-    client: the batcher.
+    runner: of requests.
     regions: shared memory that clients register.
+    has_workers: whether there are engine workers beside the model hosts, as far as is known.
     """
 
-    def __init__(self, config: GatewayConfig, client: PlainClient, regions: Regions) -> None:
+    def __init__(
+        self, config: GatewayConfig, runner: Runner, regions: Regions, has_workers: Callable[[], bool]
+    ) -> None:
         self._config = config
-        self._client = client
+        self._runner = runner
+        self._has_workers = has_workers
         self._regions = regions
         self._readers: dict[str, RequestReader] = {}
         self._index: set[str] = set()  # models of the repository that have never been loaded
@@ -63,7 +68,7 @@ class PlainInference:
         self._idle.set()
 
     def __repr__(self) -> str:
-        return f"PlainInference({self._client!r}, open={self._num_open})"
+        return f"PlainInference({self._runner!r}, open={self._num_open})"
 
     @property
     def num_open(self) -> int:
@@ -73,27 +78,27 @@ class PlainInference:
     @property
     def is_ready(self) -> bool:
         """Whether a host serves, and requests are taken."""
-        return self._client.is_up and not self._is_draining and any(self._is_served(name) for name in self.names)
+        return self._runner.is_up and not self._is_draining and any(self._is_served(name) for name in self.names)
 
     @property
     def is_alone(self) -> bool:
         """Whether there are plain models and nothing else."""
-        return self._client.is_up and not self._client.has_workers
+        return self._runner.is_up and not self._has_workers()
 
     @property
     def names(self) -> Sequence[str]:
         """Of all models that a host has or had."""
-        return list(self._client.models)
+        return list(self._runner.models)
 
     def has(self, name: str) -> bool:
         """Whether a name is that of a plain model."""
-        return name in self._client.models
+        return name in self._runner.models
 
     def is_model_ready(self, name: str, version: str) -> bool:
         """Whether it takes requests."""
-        model = self._client.models[name]
+        model = self._runner.models[name]
         is_served = version in ("", *map(str, model.versions))
-        return self._client.is_up and model.is_ready and is_served and not self._is_draining
+        return self._runner.is_up and model.is_ready and is_served and not self._is_draining
 
     async def infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Runs one request.
@@ -142,11 +147,11 @@ class PlainInference:
             Unavailable: it is not loaded, or the batcher cannot be reached.
         """
         wanted = [(name, number) for number in self._numbers(name, version)] if name else [
-            (model.name, number) for model in self._client.models.values() for number in model.versions
+            (model.name, number) for model in self._runner.models.values() for number in model.versions
         ]  # fmt: skip
         if not wanted:
             return []
-        answer = await self._call(self._client.stub.Statistics(batcher_pb.PlainStatisticsRequest(), timeout=_CALL_S))
+        answer = await self._call(self._runner.statistics())
         known = {(of.name, of.version): of for of in answer.models}
         return [
             statistics(known.get(key) or batcher_pb.PlainModelStatistics(name=key[0], version=key[1])) for key in wanted
@@ -154,14 +159,14 @@ class PlainInference:
 
     def keeps(self, name: str) -> bool:
         """See `repository.Keeper`."""
-        return name in self._client.models or name in self._index
+        return name in self._runner.models or name in self._index
 
     async def entries(self) -> Sequence[Entry]:
         """See `repository.Keeper`."""
-        if not self._client.models and self._client.has_workers and not self._index:
+        if not self._runner.models and self._has_workers() and not self._index:
             return []
         try:
-            answer = await self._call(self._client.stub.Index(host_pb.IndexRequest(), timeout=_CALL_S))
+            answer = await self._call(self._runner.index())
         except Unavailable as error:
             reason = str(error)
             return [Entry(name, State.UNAVAILABLE, reason, "") for name in self.names]
@@ -178,13 +183,13 @@ class PlainInference:
 
     async def load(self, name: str) -> None:
         """See `repository.Keeper`."""
-        await self._call(self._client.stub.Load(host_pb.LoadRequest(name=name)))
+        await self._call(self._runner.load(host_pb.LoadRequest(name=name)))
 
     async def unload(self, name: str) -> None:
         """See `repository.Keeper`."""
-        if name in self._client.models and not self._client.models[name].is_ready:
+        if name in self._runner.models and not self._runner.models[name].is_ready:
             return
-        await self._call(self._client.stub.Unload(host_pb.UnloadRequest(name=name)))
+        await self._call(self._runner.unload(host_pb.UnloadRequest(name=name)))
 
     def drain(self) -> None:
         """Refuses new requests from now on."""
@@ -196,19 +201,13 @@ class PlainInference:
 
     async def _infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         name = request.model_name
-        model = self._client.models[name]
+        model = self._runner.models[name]
         version = self._version(model, request.model_version)
         reader = self._readers.get(name)
         if reader is None or reader.model is not model:
             reader = self._readers[name] = RequestReader(model, self._regions, self._config.max_message_bytes)
         order = reader.read(request) if reader.is_quick(request) else await asyncio.to_thread(reader.read, request)
-        left_s = context.time_remaining() or 0.0
-
-        def write(message: batcher_pb.PlainRequest) -> None:
-            message.model, message.version, message.left_s = name, version, left_s
-            order.write(message, request)
-
-        done = await self._client.run(write, sum(map(len, order.data)))
+        done = await self._runner.run(name, version, order, context.time_remaining() or 0.0)
         if done.HasField("error"):
             raise item_error(done.error)
         specs = [model.outputs[place] for place in order.outputs] if order.outputs else model.outputs
@@ -247,15 +246,15 @@ class PlainInference:
         return answer
 
     def _is_served(self, name: str) -> bool:
-        return self._client.models[name].is_ready
+        return self._runner.models[name].is_ready
 
     def _served(self, name: str, version: str) -> PlainModel:
-        model = self._client.models[name]
+        model = self._runner.models[name]
         self._version(model, version)
         return model
 
     def _numbers(self, name: str, version: str) -> Sequence[int]:
-        model = self._client.models[name]
+        model = self._runner.models[name]
         return [self._version(model, version)] if version else model.versions
 
     def _version(self, model: PlainModel, version: str) -> int:
@@ -268,8 +267,8 @@ class PlainInference:
             raise NotFound(f"version of {model.name}", version[:100], [str(number) for number in model.versions])
         return int(version)
 
-    async def _call(self, call: Any) -> Any:
-        """What a call to the batcher gives, with its errors as this gateway's."""
+    async def _call(self, call: Awaitable[Answer]) -> Answer:
+        """What a call gives, with a host's errors as this gateway's."""
         try:
             return await call
         except grpc.aio.AioRpcError as error:

@@ -7,7 +7,7 @@ their bytes are passed on as they came.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from steploom_common.errors import InvalidRequest, Violation
@@ -17,8 +17,8 @@ from steploom_gateway.oip.tensors import stretch_of
 from steploom_gateway.plain.datatypes import field_of, raw_from_typed
 from steploom_gateway.plain.model import PlainModel, Shape, TensorSpec
 from steploom_gateway.validation import is_request_id
-from steploom_protos.batcher.v1 import plain_pb2 as batcher_pb
 from steploom_protos.inference import grpc_service_pb2 as pb
+from steploom_protos.worker.v1 import plain_pb2 as host_pb
 
 Given = pb.ModelInferRequest.InferInputTensor
 Signature = tuple[tuple[str, str, Shape], ...]  # name, datatype and shape of each input, as they came
@@ -48,19 +48,19 @@ class PlainOrder:
     stretches: dict[str, Stretch] = field(default_factory=dict)  # outputs that go to shared memory of the client
     priority: int = 0
     timeout_us: int = 0
-    is_plain: bool = True  # no parameter is for the model
+    request_id: str = ""  # for the host's log
+    parameters: Mapping[str, pb.InferParameter] = field(default_factory=dict)  # for the model
 
-    def write(self, message: batcher_pb.PlainRequest, request: pb.ModelInferRequest) -> None:
-        """Into the message that goes to the batcher, which has its id and its model already."""
+    @property
+    def num_bytes(self) -> int:
+        """Of all inputs."""
+        return sum(map(len, self.data))
+
+    def write(self, item: host_pb.Item) -> None:
+        """As a host has it."""
         layout = self.layout
-        message.rows, message.key = layout.rows, layout.key
-        if self.priority:
-            message.priority = self.priority
-        if self.timeout_us:
-            message.timeout_us = self.timeout_us
-        item = message.item
-        if request.id and is_request_id(request.id):  # it goes to the host's log
-            item.request_id = request.id
+        if self.request_id:
+            item.request_id = self.request_id
         for place, shape in zip(layout.places, layout.shapes, strict=True):
             if place < 0:
                 item.inputs.add(is_absent=True)
@@ -68,10 +68,8 @@ class PlainOrder:
                 item.inputs.add(shape=shape, data=self.data[place])
         if self.outputs:
             item.outputs.extend(self.outputs)
-        if not self.is_plain:
-            for name, value in request.parameters.items():
-                if name not in _OURS:
-                    item.parameters[name].CopyFrom(value)
+        for name, value in self.parameters.items():
+            item.parameters[name].CopyFrom(value)
 
 
 class RequestReader:
@@ -116,15 +114,17 @@ class RequestReader:
     def _order(
         self, request: pb.ModelInferRequest, layout: Layout, data: Sequence[bytes], problems: list[Violation]
     ) -> PlainOrder:
+        request_id = request.id if request.id and is_request_id(request.id) else ""
         if not (request.parameters or request.outputs):
-            return PlainOrder(layout, data)
-        parameters = Parameters("parameters", request.parameters, problems)
+            return PlainOrder(layout, data, request_id=request_id)
+        ours = {name: value for name, value in request.parameters.items() if name in _OURS}
+        parameters = Parameters("parameters", ours, problems)
         priority = parameters.whole("priority", UINT64) or 0
         timeout_us = parameters.whole("timeout", UINT64) or 0
         parameters.switch("triton_enable_empty_final_response", default=False)  # the one answer is never empty
-        is_plain = all(name in _OURS for name in request.parameters)
+        others = {name: value for name, value in request.parameters.items() if name not in _OURS}
         outputs, stretches = self._outputs(request, problems)
-        return PlainOrder(layout, data, outputs, stretches, priority, timeout_us, is_plain)
+        return PlainOrder(layout, data, outputs, stretches, priority, timeout_us, request_id, others)
 
     def _new_layout(self, signature: Signature) -> Layout:
         problems: list[Violation] = []

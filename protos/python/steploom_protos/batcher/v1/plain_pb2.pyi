@@ -83,14 +83,12 @@ class PlainModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class PlainModels(_message.Message):
-    __slots__ = ("models", "is_draining", "has_workers")
+    __slots__ = ("models", "is_draining")
     MODELS_FIELD_NUMBER: _ClassVar[int]
     IS_DRAINING_FIELD_NUMBER: _ClassVar[int]
-    HAS_WORKERS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[_plain_pb2.HostedModel]
     is_draining: bool
-    has_workers: bool
-    def __init__(self, models: _Optional[_Iterable[_Union[_plain_pb2.HostedModel, _Mapping]]] = ..., is_draining: _Optional[bool] = ..., has_workers: _Optional[bool] = ...) -> None: ...
+    def __init__(self, models: _Optional[_Iterable[_Union[_plain_pb2.HostedModel, _Mapping]]] = ..., is_draining: _Optional[bool] = ...) -> None: ...
 
 class PlainStatisticsRequest(_message.Message):
     __slots__ = ()
