@@ -11,7 +11,8 @@ import grpc
 import grpc.aio
 
 from steploom_common.internal import PLAIN, Internal
-from steploom_gateway.catalogue import Catalogue, Model, StageWork
+from steploom_gateway.catalogue import AdapterStatus, Catalogue, Model, StageWork
+from steploom_gateway.relay import relayed
 from steploom_protos.batcher.v1 import batcher_pb2, batcher_pb2_grpc
 from steploom_protos.worker.v1 import worker_pb2
 
@@ -55,7 +56,6 @@ class BatcherClient:
         self._poll_s = poll_s
         self._on_change = on_change
         self.is_serving = False  # a worker is up, and the batcher takes jobs
-        self.has_workers = True  # that the batcher is told to reach, as far as is known
         self._last_problem = ""
         self._look = asyncio.Event()
         self._internal = internal
@@ -78,6 +78,30 @@ class BatcherClient:
             grpc.aio.AioRpcError: the batcher cannot say.
         """
         await self._stub.Cancel(batcher_pb2.CancelRequest(job_id=job_id))
+
+    async def load_adapter(self, model: str, name: str) -> None:
+        """Loads an adapter into every worker of a model; returns when requests can have it.
+
+        Raises:
+            SteploomError: it is not loaded; as the batcher says.
+        """
+        await self._change(self._stub.LoadAdapter(batcher_pb2.AdapterRequest(model=model, name=name)))
+
+    async def unload_adapter(self, model: str, name: str) -> None:
+        """Offers an adapter no more.
+
+        Raises:
+            SteploomError: it stays; as the batcher says.
+        """
+        await self._change(self._stub.UnloadAdapter(batcher_pb2.AdapterRequest(model=model, name=name)))
+
+    async def _change(self, call: Awaitable[batcher_pb2.AdapterResponse]) -> None:
+        try:
+            await call
+        except grpc.aio.AioRpcError as error:
+            raise relayed(error) from None
+        finally:
+            await self._refresh()  # whoever asks this gateway next is to find it so
 
     def look_now(self) -> None:
         """Asks for the status without waiting for its turn: a call has failed."""
@@ -125,9 +149,8 @@ class BatcherClient:
             self._report(f"cannot be reached: {error.details()}")
             await self._take_new_certificates()
             return False
-        self.has_workers = bool(status.workers)
         if not status.HasField("model"):
-            self._report("has no worker yet" if self.has_workers else "serves plain models alone")
+            self._report("has no worker yet")
             return False
         self._last_problem = ""
         self.catalogue = _catalogue(status)
@@ -160,7 +183,13 @@ def _catalogue(status: batcher_pb2.StatusResponse) -> Catalogue:
         is_serving=not status.is_draining and any(worker.is_up for worker in status.workers),
         priorities=tuple(tier.name for tier in sorted(status.tiers, key=lambda tier: -tier.weight)),
         stages={name: _work(status, stage) for name, stage in _STAGES.items()},
+        adapters=tuple(_adapter(item) for item in status.adapters),
     )
+
+
+def _adapter(status: batcher_pb2.AdapterStatus) -> AdapterStatus:
+    state = batcher_pb2.AdapterState.Name(status.state).removeprefix("ADAPTER_STATE_")
+    return AdapterStatus(status.name, state, status.reason)
 
 
 def _work(status: batcher_pb2.StatusResponse, stage: worker_pb2.Stage) -> StageWork:

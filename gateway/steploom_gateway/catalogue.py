@@ -27,6 +27,15 @@ class StageWork:
 
 
 @dataclass(frozen=True)
+class AdapterStatus:
+    """Where an adapter of the model stands."""
+
+    name: str
+    state: str  # LOADING, READY, UNLOADING or UNAVAILABLE
+    reason: str = ""  # where something is amiss
+
+
+@dataclass(frozen=True)
 class Catalogue:
     """One answer of the batcher's Status."""
 
@@ -35,3 +44,4 @@ class Catalogue:
     is_serving: bool  # a worker is up, and the batcher takes jobs
     priorities: tuple[str, ...] = ()  # the tiers again, from the one that gets most of the device
     stages: Mapping[str, StageWork] = field(default_factory=dict)  # encode, denoise, decode
+    adapters: tuple[AdapterStatus, ...] = ()  # those that are offered first

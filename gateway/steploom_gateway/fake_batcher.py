@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         self.is_worker_up = True
         self.is_draining = False
         self.metrics = ""  # what it says to have counted
+        self.unloaded: set[str] = set()  # adapters
+        self.refuse_adapters: SteploomError | None = None  # of calls that load or unload them
         self.requests: list[batcher_pb2.SubmitRequest] = []  # all that came
         self.metadata: list[dict[str, str | bytes]] = []  # of their calls
         self.num_cancelled = 0
@@ -152,7 +154,36 @@ class FakeBatcher(batcher_pb2_grpc.BatcherServicer):
         )
         if self.model:
             status.model.CopyFrom(_model_info(self.model))
+            status.adapters.extend(
+                batcher_pb2.AdapterStatus(name=name, state=batcher_pb2.ADAPTER_STATE_READY)
+                for name in self.model.adapters
+            )
+        status.adapters.extend(
+            batcher_pb2.AdapterStatus(name=name, state=batcher_pb2.ADAPTER_STATE_UNAVAILABLE, reason="unloaded")
+            for name in self.unloaded
+        )
         return status
+
+    async def LoadAdapter(self, request: batcher_pb2.AdapterRequest, context: Context) -> batcher_pb2.AdapterResponse:
+        """Has it from now on, unless it is told to refuse."""
+        if self.refuse_adapters:
+            raise self.refuse_adapters
+        assert self.model
+        assert request.model == self.model.name
+        kept = [name for name in self.model.adapters if name != request.name]
+        self.model = replace(self.model, adapters=(*kept, request.name))
+        self.unloaded.discard(request.name)
+        return batcher_pb2.AdapterResponse()
+
+    async def UnloadAdapter(self, request: batcher_pb2.AdapterRequest, context: Context) -> batcher_pb2.AdapterResponse:
+        """Has it no more, unless it is told to refuse."""
+        if self.refuse_adapters:
+            raise self.refuse_adapters
+        assert self.model
+        kept = tuple(name for name in self.model.adapters if name != request.name)
+        self.model = replace(self.model, adapters=kept)
+        self.unloaded.add(request.name)
+        return batcher_pb2.AdapterResponse()
 
     async def Metrics(self, request: batcher_pb2.MetricsRequest, context: Context) -> batcher_pb2.MetricsResponse:
         """What it was given to say."""

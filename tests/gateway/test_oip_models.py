@@ -155,7 +155,8 @@ async def test_statistics_are_there_while_the_batcher_is_away(house: House) -> N
 async def test_repository(house: House) -> None:
     stub = stub_of(house)
     index = await stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True))
-    assert [(row.name, row.version, row.state) for row in index.models] == [(name, "1", "READY") for name in NAMES]
+    names = [*NAMES, "fake.adapters.turbo"]
+    assert [(row.name, row.version, row.state) for row in index.models] == [(name, "1", "READY") for name in names]
     for call, words in (
         (stub.RepositoryIndex(pb.RepositoryIndexRequest(repository_name="a")), "there is one repository"),
         (stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="fake")), "gateway.remote_model_control"),

@@ -82,6 +82,16 @@ async def test_the_client_reads_all_that_is_told(house: House, clients: Found, t
     assert got["cuda"] == {}
 
 
+async def test_the_client_loads_and_unloads(tmp_path: Path, clients: Found) -> None:
+    async with opened(tmp_path, remote_model_control=True) as house:
+        got = await calls(house, clients, "repository", tmp_path)
+    assert got["loaded"] == ["READY", True]
+    assert got["unloaded"] == ["UNAVAILABLE", False]
+    assert got["pipeline"][0] == "StatusCode.FAILED_PRECONDITION"
+    assert got["unknown"][0] == "StatusCode.NOT_FOUND"
+    assert got["config"][0] == "StatusCode.UNIMPLEMENTED"
+
+
 async def test_the_blocking_client(house: House, clients: Found, tmp_path: Path) -> None:
     got = await calls(house, clients, "sync", tmp_path)
     assert shows(got["picture"])

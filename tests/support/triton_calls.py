@@ -80,6 +80,26 @@ def info(client: Any, _: bytes) -> dict[str, Any]:
     }
 
 
+def repository(client: Any, _: bytes) -> dict[str, Any]:
+    """An adapter that is loaded and unloaded."""
+
+    def states() -> dict[str, str]:
+        index = client.get_model_repository_index(as_json=True)
+        return {row["name"]: row["state"] for row in index["models"]}
+
+    name = f"{MODEL}.adapters.late"
+    client.load_model(name)
+    loaded, is_ready = states(), client.is_model_ready(name)
+    client.unload_model(name)
+    return {
+        "loaded": [loaded[name], is_ready],
+        "unloaded": [states()[name], client.is_model_ready(name)],
+        "pipeline": error_of(lambda: client.load_model(MODEL)),
+        "unknown": error_of(lambda: client.unload_model("other")),
+        "config": error_of(lambda: client.load_model(name, config="{}")),
+    }
+
+
 def sync(client: Any, picture: bytes) -> dict[str, Any]:
     """Requests that wait, and one that calls back."""
     asked = {"model_name": MODEL, "inputs": inputs(picture), "priority": 2, "timeout": 60_000_000, "request_id": "r1"}
@@ -222,7 +242,15 @@ def main() -> None:
     if command == "aio":
         print(json.dumps(asyncio.run(aio(address, picture))))
         return
-    commands = {"info": info, "sync": sync, "raw": raw, "stream": stream, "cancel": cancel, "shared": shared}
+    commands = {
+        "info": info,
+        "repository": repository,
+        "sync": sync,
+        "raw": raw,
+        "stream": stream,
+        "cancel": cancel,
+        "shared": shared,
+    }
     with triton.InferenceServerClient(address) as client:
         print(json.dumps(commands[command](client, picture)))
 

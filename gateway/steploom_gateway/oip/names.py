@@ -23,6 +23,11 @@ def step_name(model: Model, stage: str) -> str:
     return f"{model.name}.{stage}"
 
 
+def adapter_name(model: Model, adapter: str) -> str:
+    """The name of an adapter of the pipeline, as a model of its own."""
+    return f"{model.name}.adapters.{adapter}"
+
+
 def names(model: Model) -> Sequence[str]:
     """The pipeline and its steps."""
     return (model.name, *(step_name(model, stage) for stage in STAGES))
@@ -33,8 +38,14 @@ def check_model(catalogue: Catalogue, name: str, version: str) -> str:
 
     Raises:
         NotFound: no such model, or no such version of it.
+        Unsupported: it is an adapter.
     """
     model = catalogue.model
+    for adapter in model.adapters:
+        if name == adapter_name(model, adapter):
+            raise Unsupported(
+                f"{name} is an adapter: it runs within {model.name}; ask that, with the parameter adapter={adapter}"
+            )
     if name not in names(model):
         raise NotFound("model", name[:100], names(model))
     if version not in ("", VERSION):
@@ -47,7 +58,7 @@ def check_whole(catalogue: Catalogue, name: str, version: str) -> None:
 
     Raises:
         NotFound: no such model, or no such version of it.
-        Unsupported: it is a step.
+        Unsupported: it is a step, or an adapter.
     """
     if check_model(catalogue, name, version):
         whole = catalogue.model.name

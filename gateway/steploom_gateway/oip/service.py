@@ -15,14 +15,13 @@ from typing import Any
 import grpc.aio
 
 from steploom_common.errors import InvalidRequest, NotFound, SteploomError, Unavailable, Unsupported
-from steploom_common.logs import about
 from steploom_gateway.batcher_client import BatcherClient
 from steploom_gateway.caller import current_caller
 from steploom_gateway.catalogue import Catalogue
 from steploom_gateway.config import GatewayConfig
 from steploom_gateway.oip import log_levels, models
 from steploom_gateway.oip.answers import Answers, failed, streamed
-from steploom_gateway.oip.names import SERVER, STAGES, VERSION, check_model, check_whole, names
+from steploom_gateway.oip.names import SERVER, STAGES, VERSION, check_model, check_whole
 from steploom_gateway.oip.orders import Wanted, read_order, renamed
 from steploom_gateway.oip.pipeline import Pipeline
 from steploom_gateway.oip.regions import Regions
@@ -71,8 +70,8 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self._tally = tally
         self._regions = regions
         self._plain = plain
-        keepers = (Pipeline(batcher, images), plain)
-        self._repository = Repository(keepers, config.remote_model_control)
+        self._pipeline = Pipeline(batcher, images)
+        self._repository = Repository((self._pipeline, plain), config.remote_model_control)
 
     def __repr__(self) -> str:
         return f"InferenceService({self._images!r}, {self._plain!r}, {self._regions!r})"
@@ -94,15 +93,15 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         """The server is ready, and the model exists."""
         if self._plain.has(request.name):
             return pb.ModelReadyResponse(ready=self._plain.is_model_ready(request.name, request.version))
-        catalogue = self._batcher.catalogue
-        is_known = catalogue is not None and request.name in names(catalogue.model)
-        return pb.ModelReadyResponse(ready=is_known and request.version in ("", VERSION) and self._images.is_ready)
+        is_ready = request.version in ("", VERSION) and self._pipeline.is_ready(request.name)
+        return pb.ModelReadyResponse(ready=is_ready)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         """Name, version, and what of the protocol's extensions there is."""
         shared = ("system_shared_memory",) if self._regions.is_enabled else ()
+        repository = ("model_repository",) if self._config.remote_model_control else ()
         return pb.ServerMetadataResponse(
-            name=SERVER, version=packages.version(SERVER), extensions=[*_EXTENSIONS, *shared]
+            name=SERVER, version=packages.version(SERVER), extensions=[*_EXTENSIONS, *shared, *repository]
         )
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
@@ -250,7 +249,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
             yield failed(model_name, request_id, error)
         except Exception as error:
             error_id = secrets.token_hex(6)
-            log.error("error id %s", error_id, exc_info=error, extra=about(error_id=error_id))
+            log.error("error id %s", error_id, exc_info=error)
             yield failed(model_name, request_id, SteploomError(f"internal error; error id {error_id}"))
 
     async def _answers(
