@@ -12,6 +12,8 @@ INSTALLED := $(VENV)/.installed
 CODE := common gateway batcher engine_worker kernels distill loadtest launcher tests tools
 # Arguments for `make serve` and `make kernels`, as in: make serve ARGS="--listen 127.0.0.1:9001"
 ARGS ?=
+# How long `make soak` takes, as in: make soak SOAK_MINUTES=5
+SOAK_MINUTES ?= 20
 
 # The root holds folders, as kernels/, that must not be taken for packages of that name.
 export PYTHONSAFEPATH := 1
@@ -19,7 +21,7 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint types protos docs bench kernels serve clean
+.PHONY: help demo test lint types protos docs bench soak kernels serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -47,6 +49,9 @@ docs: $(INSTALLED) ## regenerate docs/configuration.md from the settings
 
 bench: $(INSTALLED) ## measure latency, throughput and the cost of the control plane
 	@$(BIN)/python -m steploom_loadtest.bench
+
+soak: $(INSTALLED) ## mixed load with cancels, lost callers and killed workers for SOAK_MINUTES (20)
+	@$(BIN)/python -m steploom_loadtest.soak --minutes $(SOAK_MINUTES)
 
 kernels: $(INSTALLED) ## compile the GPU kernels for every target into out/kernels; needs no GPU
 	@$(BIN)/python -m steploom_kernels.aot --out out/kernels $(ARGS)

@@ -125,10 +125,14 @@ class Stack:
         with grpc.insecure_channel(self.batcher, options=INTERNAL_OPTIONS) as channel:
             return BatcherStub(channel).Status(batcher_pb.StatusRequest(), timeout=_ANSWER_S, wait_for_ready=True)
 
+    def metrics_page(self) -> str:
+        """What Prometheus would read."""
+        with urllib.request.urlopen(self.metrics_url, timeout=_ANSWER_S) as page:
+            return str(page.read().decode())
+
     def metric(self, name: str) -> float:
         """A gauge or counter of the gateway, summed over its labels; 0 where it has none yet."""
-        with urllib.request.urlopen(self.metrics_url, timeout=_ANSWER_S) as page:
-            lines = page.read().decode().splitlines()
+        lines = self.metrics_page().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}[ {{]", line))
 
     def wait_serving(self, seconds: float) -> None:
