@@ -88,7 +88,8 @@ def up(
     metrics_listen: Annotated[str | None, typer.Option(help="host:port of the metrics; empty: none.")] = None,
     engine: Annotated[str | None, typer.Option(help="torch, tensorrt, or fake for tests of the rest.")] = None,
     model: Annotated[str | None, typer.Option(help="Model directory; default: the embedded model.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Engine workers to start, one a device.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Engine workers to start, one a device; 0: none.")] = None,
+    models: Annotated[str | None, typer.Option(help="Folder of plain models, as a repository of Triton's.")] = None,
     runtime_dir: RuntimeFolder = None,
 ) -> None:
     """Start gateway, batcher and engine workers on this machine, and keep them up.
@@ -107,6 +108,7 @@ def up(
     settings = override(settings, "gateway", listen=listen, metrics_listen=metrics_listen)
     settings = override(settings, "worker", engine=engine, model=model)
     settings = override(settings, "up", workers=workers)
+    settings = override(settings, "plain", models=models)
     raise typer.Exit(run_up(settings, runtime_folder(settings, runtime_dir).path))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from steploom.backoff import Backoff
 from steploom_batcher.config import BatcherConfig
+from steploom_batcher.plain.config import PlainConfig
 from steploom_common.log_settings import LogConfig
 from steploom_common.settings import check, from_table, read_toml, section, setting
 from steploom_common.tls_files import InternalConfig
@@ -19,7 +20,9 @@ from steploom_gateway.config import GatewayConfig
 class UpConfig:
     """The `[up]` table: how `steploom up` runs the services on this machine."""
 
-    workers: int = setting(1, "engine workers to start; one a device", at_least=1, at_most=64)
+    workers: int = setting(
+        1, "engine workers to start; one a device; 0: none, to serve plain models alone", at_least=0, at_most=64
+    )
     runtime_dir: str = setting(
         "", "folder of the internal sockets; empty: $XDG_RUNTIME_DIR/steploom, else /tmp/steploom-UID"
     )
@@ -69,6 +72,7 @@ class SteploomConfig:
     gateway: GatewayConfig = section(GatewayConfig, "the front door")
     batcher: BatcherConfig = section(BatcherConfig, "the scheduler and its service")
     worker: WorkerConfig = section(WorkerConfig, "the engine worker")
+    plain: PlainConfig = section(PlainConfig, "plain models, as of a model repository of Triton's")
     internal: InternalConfig = section(InternalConfig, "between the services, where they are not on one host")
     tracing: TracingConfig = section(TracingConfig, "traces by OpenTelemetry, of gateway and batcher")
     log: LogConfig = section(LogConfig, "how all services log")

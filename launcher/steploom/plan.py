@@ -85,13 +85,18 @@ def plan(config: SteploomConfig, runtime: RuntimeDir) -> Plan:
         () if config.batcher.workers else tuple(_worker(index, runtime, table) for index in range(config.up.workers))
     )
     workers = config.batcher.workers or tuple(worker.address for worker in local_workers)
+    local_hosts = _hosts(config, runtime, table)
+    hosts = (*config.plain.hosts, *(host.address for host in local_hosts))
+    if not (workers or hosts):
+        raise ConfigError("up.workers", "is 0, must be at least 1 without plain models (plain.models or plain.hosts)")
     named = tuple(argument for worker in workers for argument in ("--worker", worker))
-    gateway = _gateway(config, runtime, *table, "--batcher", batcher)
+    shown = tuple(argument for host in hosts for argument in ("--host", host))
+    gateway = _gateway(config, runtime, *table, "--batcher", batcher, *shown)
     return Plan(
         groups=(
             (gateway,),
-            (_service("batcher", batcher, *table, "--listen", batcher, *named),),
-            local_workers,
+            (_service("batcher", batcher, *table, "--listen", batcher, *named, *shown),),
+            (*local_workers, *local_hosts),
         ),
         gateway=config.gateway.listen,
         batcher=batcher,
@@ -127,6 +132,16 @@ def _worker(index: int, runtime: RuntimeDir, table: tuple[str, ...]) -> ServiceS
     homes = (runtime.address(f"{name}.a"), runtime.address(f"{name}.b"))
     command = ("-m", "steploom_engine_worker", "--name", name, *table)
     return ServiceSpec(name, runtime.address(name), command, homes=homes)
+
+
+def _hosts(config: SteploomConfig, runtime: RuntimeDir, table: tuple[str, ...]) -> tuple[ServiceSpec, ...]:
+    """The host of the models in the folder that the configuration names, if any."""
+    if not config.plain.models:
+        return ()
+    address = runtime.address("models")
+    repository = str(Path(config.plain.models).expanduser().absolute())
+    command = ("-m", "steploom_engine_worker.plain", *table, "--repository", repository, "--address", address)
+    return (ServiceSpec("models", address, command),)
 
 
 def _gateway(config: SteploomConfig, runtime: RuntimeDir, *arguments: str) -> ServiceSpec:

@@ -13,6 +13,7 @@ from steploom.config import SteploomConfig, UpConfig
 from steploom.plan import plan, with_free_ports
 from steploom.runtime import AlreadyRunning, RuntimeDir, Services
 from steploom_batcher.config import BatcherConfig
+from steploom_batcher.plain.config import PlainConfig
 from steploom_common.settings import ConfigError, replace
 from steploom_gateway.config import GatewayConfig, host_and_port
 from steploom_gateway.server import Gateway
@@ -131,3 +132,24 @@ def test_a_foreign_host_cannot_be_listened_on() -> None:
 )
 def test_clients_dial_an_address_that_exists(address: str, dialled: str) -> None:
     assert local(address) == dialled
+
+
+def test_a_folder_of_plain_models_gets_a_host_that_gateway_and_batcher_know(tmp_path: Path) -> None:
+    config = SteploomConfig(plain=PlainConfig(models=str(tmp_path / "models"), hosts=("unix:/far.sock",)))
+    runtime = RuntimeDir(tmp_path)
+    (gateway,), (batcher,), (worker, host) = plan(config, runtime).groups
+    assert (worker.name, host.name, host.address) == ("worker-0", "models", runtime.address("models"))
+    assert host.command[:2] == ("-m", "steploom_engine_worker.plain")
+    assert host.command[host.command.index("--repository") + 1] == str(tmp_path / "models")
+    for service in (gateway, batcher):
+        named = [service.command[at + 1] for at, word in enumerate(service.command) if word == "--host"]
+        assert named == ["unix:/far.sock", host.address]
+
+
+def test_without_workers_there_must_be_plain_models(tmp_path: Path) -> None:
+    alone = SteploomConfig(up=UpConfig(workers=0), plain=PlainConfig(models="models"))
+    assert [service.name for group in plan(alone, RuntimeDir(tmp_path)).groups for service in group] == [
+        "gateway", "batcher", "models"
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"up\.workers: is 0, must be at least 1 without plain models"):
+        plan(SteploomConfig(up=UpConfig(workers=0)), RuntimeDir(tmp_path))

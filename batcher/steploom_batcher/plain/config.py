@@ -41,7 +41,7 @@ class PlainConfig(PlainSchedulerConfig):
     models: str = setting(
         "", "folder of plain models, a folder for each; `steploom up` starts a host for it; empty: none"
     )
-    hosts: tuple[str, ...] = setting((), "addresses of model hosts; empty: the one that `steploom up` starts, if any")
+    hosts: tuple[str, ...] = setting((), "addresses of model hosts that run elsewhere; all have the same models")
     queue: str = setting(
         "gateway",
         "where requests wait: in the gateway, which costs least, or in the batcher, where several gateways share one",
