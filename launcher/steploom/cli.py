@@ -388,6 +388,10 @@ def version() -> None:
 
 def main() -> None:
     """Entry point: errors of a person, of the service and of the configuration become a message and an exit code."""
+    import os
+
+    # gRPC writes a line to standard error whenever a peer ends; it reads this when it is imported, here and in services
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from steploom_common.settings import ConfigError
 
     try:
