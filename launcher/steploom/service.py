@@ -22,6 +22,7 @@ from steploom_common.settings import ConfigError
 log = logging.getLogger(__name__)
 
 _LAST_GRACE_S = 2.0  # for a process that must end because we do
+_POLL_S = 0.05  # between looks at whether the next process is ready
 _REPLACED_S = 15.0  # that a process has beyond the time for its jobs
 
 # How a process ends that found no memory: a worker's own code, or the kernel's choice of a victim.
@@ -53,6 +54,7 @@ class Running:
         self.is_up = asyncio.Event()
         self.has_ended = asyncio.Event()
         self.code = 0  # once it has ended
+        self.is_hung = False  # it was killed because it said nothing any more
         self._attendance = asyncio.create_task(attendance)
         self._end = asyncio.create_task(self._wait())
 
@@ -162,9 +164,11 @@ class Service:
             NotReplaced: nothing has changed, or the new process is not ready yet.
         """
         async with self._replacing:
-            if self.life.state is not State.UP:
+            if self.life.state in (State.STARTING, State.WAITING):  # it has crashed: what comes is new
+                await self._until_up(None)
+            elif self.life.state is not State.UP:
                 raise NotReplaced(f"it is {self.life.state.value}")
-            if self._config.beside and await self._start_beside():
+            elif self._config.beside and await self._start_beside():
                 await self._hand_over()
             else:
                 await self._recycle()
@@ -181,7 +185,7 @@ class Service:
             if not await _either(successor.is_up, successor.has_ended, self._config.ready_s):
                 if not successor.has_ended.is_set():
                     raise NotReplaced(f"its successor is not ready within {self._config.ready_s:g} s")
-                if successor.code not in _NO_MEMORY:
+                if successor.is_hung or successor.code not in _NO_MEMORY:
                     raise NotReplaced(f"its successor ended with {describe_exit(successor.code)}")
                 log.warning("%s: there is no memory for two of it; the old one goes first", self.spec.name)
                 return False
@@ -207,12 +211,16 @@ class Service:
         old, self._is_recycling = self._running, True
         if old is not None:
             await old.end(self._config.drain_s + _REPLACED_S)
+        await self._until_up(old)
+        log.info("%s is replaced", self.spec.name)
+
+    async def _until_up(self, old: Running | None) -> None:
+        """Returns when another process than the old one is ready."""
         deadline = _now() + self._config.ready_s
-        while not (self._running is not old and self._running is not None and self._running.is_up.is_set()):
+        while self._running is None or self._running is old or not self._running.is_up.is_set():
             if self._stopping.is_set() or _now() > deadline:
                 raise NotReplaced("the new process is not ready")
-            await asyncio.sleep(0.05)
-        log.info("%s is replaced", self.spec.name)
+            await asyncio.sleep(_POLL_S)
 
     async def _next(self) -> Running:
         """The process to run now: the successor that is ready, or a new one."""
@@ -257,6 +265,7 @@ class Service:
             silence = Silence(self._config.ready_s if self._config.hang_s else 0.0, self._config.hang_s)
             silent_s = await attend(self.spec.probe_of(turn), silence, lambda: self._serves(running))
             log.error("%s has said nothing for %.0f s: killing it", self.spec.name, silent_s)
+            running.is_hung = True
             process.kill()
 
         running = Running(process, turn, attendance())

@@ -73,9 +73,10 @@ class Supervisor:
         """
         known = {service.spec.name: service for service in self.services if service.spec.can_be_replaced}
         unknown = sorted(set(names) - set(known))
-        if unknown or not known:
-            there = ", ".join(known) or "no worker of this machine"
-            raise NotReplaced(f"{', '.join(unknown) or 'nothing'} cannot be replaced; there is: {there}")
+        if unknown:
+            raise NotReplaced(f"{', '.join(unknown)} cannot be replaced; there is: {', '.join(known) or 'nothing'}")
+        if not known:
+            raise NotReplaced("there is nothing to replace: all workers run elsewhere")
         async with self._replacing:
             for name in sorted(names or known, key=list(known).index):
                 say(f"{name}: replacing it")

@@ -24,6 +24,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--listen", required=True)
     parser.add_argument("--exit", type=int, help="end at once with this code")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
+    parser.add_argument("--alone", type=int, help="end at once with this code where another of its name is there")
+    parser.add_argument("--unready-beside", action="store_true", help="never be SERVING beside another of its name")
     parser.add_argument("--unready", action="store_true", help="never be SERVING")
     return parser.parse_args()
 
@@ -38,7 +40,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     shutdown.listen()
     server = grpc.aio.server()
     checks = health.aio.HealthServicer()
-    if arguments.unready:
+    if arguments.unready or (arguments.unready_beside and is_beside(arguments)):
         await checks.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     bind(server, arguments.listen)
@@ -53,8 +55,18 @@ async def serve(arguments: argparse.Namespace) -> None:
     note(arguments, "ended")
 
 
+def is_beside(arguments: argparse.Namespace) -> bool:
+    """Another process of this name has been asked to serve, and has not ended."""
+    lines = arguments.journal.read_text().splitlines() if arguments.journal.exists() else []
+    living = {line.split()[2] for line in lines if line.startswith(f"{arguments.name} started")}
+    living -= {line.split()[2] for line in lines if line.startswith(f"{arguments.name} ended")}
+    return bool(living - {str(os.getpid())})
+
+
 def main() -> None:
     arguments = parse()
+    if arguments.alone is not None and is_beside(arguments):
+        raise SystemExit(arguments.alone)
     if arguments.exit is not None:
         print(f"{arguments.name}: slots: is 0, must be at least 1", file=sys.stderr)
         raise SystemExit(arguments.exit)

@@ -11,14 +11,16 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from steploom.config import UpConfig
 from steploom.exit_codes import ExitCode
+from steploom.health import check
 from steploom.plan import Plan, ServiceSpec
-from steploom.service import Service, ServiceFailed
+from steploom.service import NotReplaced, Service, ServiceFailed
 from steploom.supervisor import Supervisor
 from steploom_common.rpc import Shutdown
 
@@ -50,6 +52,16 @@ class Stage:
         """Names of the services that did `word`, in order."""
         lines = [line.split() for line in (self.folder / "journal").read_text().splitlines()]
         return [name for name, what, _ in lines if what == word]
+
+    def replaceable(self, config: UpConfig = FAST, *extra: str) -> Supervisor:
+        """A service whose processes take turns."""
+        spec = replace(
+            self.command("worker-0"),
+            command=(str(STAND_IN), str(self.folder / "journal"), "worker-0", *extra),
+            homes=(f"unix:{self.folder}/worker-0.a.sock", f"unix:{self.folder}/worker-0.b.sock"),
+        )
+        plan = Plan(((spec,),), "", "", (spec.address,))
+        return Supervisor(plan, config, lambda name, line: self.log.append((name, line)))
 
     async def run(self, supervisor: Supervisor) -> None:
         await supervisor.run(self.shutdown, lambda services: self.ready.set())
@@ -111,6 +123,86 @@ async def test_a_killed_service_comes_back_and_the_others_stay(stage: Stage) -> 
         await eventually(lambda: worker.life.restarts == 1 and worker.life.state.value == "up")
         assert worker.pid != first
         assert sorted(stage.journal("started")) == sorted([*NAMES, "worker-0"])
+
+
+async def test_a_successor_is_ready_before_the_old_process_is_asked_to_end(stage: Stage) -> None:
+    supervisor = stage.replaceable()
+    (worker,) = supervisor.services
+    async with stage.running(supervisor):
+        for turn in "bab":
+            before = worker.pid
+            await supervisor.replace()
+            assert worker.pid != before
+            assert (stage.folder / "worker-0.sock").readlink() == Path(f"worker-0.{turn}.sock")
+            assert await asyncio.to_thread(check, worker.spec.address) == "SERVING"
+        await eventually(lambda: stage.journal("ended") == ["worker-0"] * 3)
+        lines = (stage.folder / "journal").read_text().splitlines()
+        order = [line.split()[1] for line in lines]
+        assert order == ["started", *["started", "asked", "ended"] * 3]
+        assert worker.life.restarts == 0
+    assert not list(stage.folder.glob("worker-0.?.sock"))
+
+
+async def test_one_that_has_crashed_is_new_anyway(stage: Stage) -> None:
+    supervisor = stage.replaceable(UpConfig(min_backoff_s=2.0, max_backoff_s=2.0))
+    (worker,) = supervisor.services
+    async with stage.running(supervisor):
+        first = worker.pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: worker.pid is None)
+        await supervisor.replace()
+        assert worker.pid not in (None, first)
+        assert stage.journal("started") == ["worker-0"] * 2
+
+
+@pytest.mark.parametrize(("code", "is_replaced"), [(3, True), (1, False), (2, False)])
+async def test_the_old_process_goes_first_where_there_is_no_memory_for_both_and_for_no_other_reason(
+    stage: Stage, code: int, is_replaced: bool
+) -> None:
+    supervisor = stage.replaceable(FAST, "--alone", str(code))
+    (worker,) = supervisor.services
+    async with stage.running(supervisor):
+        before = worker.pid
+        if is_replaced:
+            await supervisor.replace()
+        else:
+            with pytest.raises(
+                NotReplaced, match=f"worker-0 is not replaced: its successor ended with exit code {code}"
+            ):
+                await supervisor.replace()
+        assert (worker.pid != before) is is_replaced
+        assert worker.life.state.value == "up"
+
+
+async def test_a_successor_that_is_never_ready_leaves_the_old_one(stage: Stage) -> None:
+    supervisor = stage.replaceable(replace(FAST, ready_s=3.0), "--unready-beside")
+    (worker,) = supervisor.services
+    async with stage.running(supervisor):
+        before = worker.pid
+        with pytest.raises(NotReplaced, match="its successor is not ready within 3 s"):
+            await supervisor.replace()
+        assert worker.pid == before
+        assert worker.life.state.value == "up"
+
+
+async def test_an_end_while_a_successor_starts_ends_both(stage: Stage) -> None:
+    supervisor = stage.replaceable(FAST, "--unready-beside")
+    async with stage.running(supervisor):
+        replacing = asyncio.create_task(supervisor.replace())
+        await eventually(lambda: stage.journal("started") == ["worker-0"] * 2)
+        pids = [int(line.split()[2]) for line in (stage.folder / "journal").read_text().splitlines()]
+        stage.shutdown.signal()
+        await eventually(lambda: not any(is_alive(pid) for pid in pids))
+        replacing.cancel()
+        await asyncio.gather(replacing, return_exceptions=True)
+
+
+async def test_what_takes_no_turns_is_not_replaced(stage: Stage) -> None:
+    with pytest.raises(NotReplaced, match="batcher cannot be replaced; there is: nothing"):
+        await stage.supervisor().replace(["batcher"])
+    with pytest.raises(NotReplaced, match="all workers run elsewhere"):
+        await stage.supervisor().replace()
 
 
 async def test_a_configuration_error_ends_everything_with_its_message(stage: Stage) -> None:
