@@ -105,7 +105,7 @@ class FakeWorker:
         self.overflow: dict[str, tuple[Stage, int]] = {}  # jobs whose values go bad, and from which stage and step on
         self.fail_ticks = 0  # so many of the next ticks raise, whoever is in them
         self.history: list[Command] = []
-        self.misfits: list[str] = []  # jobs that came for a version that it has not
+        self.misfits: list[str] = []  # jobs that came for a version that it has not, or lost theirs
 
     def __repr__(self) -> str:
         return f"FakeWorker(slots={sorted(self.slots)}, line={len(self._line)})"
@@ -182,8 +182,11 @@ class FakeWorker:
 
     def _drop(self, command: DropAdapter) -> None:
         gone = command.name, command.digest
-        users = [slot for slot in self.slots.values() if (slot.payload.adapter, slot.payload.adapter_digest) == gone]
-        assert not users, f"{gone} is dropped under {users}"
+        self.misfits += [
+            f"{slot.job_id} loses its adapter"
+            for slot in self.slots.values()
+            if (slot.payload.adapter, slot.payload.adapter_digest) == gone
+        ]
         self.versions = tuple(item for item in self.versions if (item.name, item.digest) != gone)
         self._report(AdapterChanged(command.change_id, self.versions))
 
