@@ -16,7 +16,10 @@ def _(parser: Any) -> None:
     group.add_argument("--ramp-seconds", type=float, default=15.0, help="seconds of a step, at least 10; default: 15")
     group.add_argument("--ramp-most", type=int, default=200, help="users at which it ends at the latest; default: 200")
     group.add_argument(
-        "--ramp-factor", type=float, default=3.0, help="knee: p95 is so many times that of the first step; default: 3"
+        "--ramp-factor",
+        type=float,
+        default=3.0,
+        help="knee: p95 is so many times what it first was; default: 3",
     )
 
 
@@ -32,7 +35,9 @@ class RampShape(LoadTestShape):  # type: ignore[misc]  # locust has no types
         given = self.runner.environment.parsed_options
         if self._ramp is None:
             self._ramp = Ramp(given.ramp_users, given.ramp_seconds, given.ramp_most, given.ramp_factor)
-        p95_ms = self.runner.stats.total.get_current_response_time_percentile(0.95)  # of the last ten seconds
+            self.runner.stats.use_response_times_cache = True  # of entries that are made from now on: all
+        entries = self.runner.stats.entries.values()
+        p95_ms = {entry.name: entry.get_current_response_time_percentile(0.95) for entry in entries}  # of ten seconds
         users = self._ramp.users(self.get_run_time(), p95_ms)
         if users is not None:
             return users, float(given.ramp_users)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -41,26 +42,25 @@ class Day:
 
 @dataclass
 class Ramp:
-    """More users step by step, until the answers of a step take so many times as long as those of the first."""
+    """More users step by step, until answers to a kind of request take so many times as long as they first did."""
 
     step: int  # users that come at a step
     step_s: float  # how long it lasts
     most: int  # users; there it ends too
-    factor: float  # of the first step's 95th percentile
-    first_ms: float | None = None  # that percentile, once the first step is over
-    knee: int | None = None  # users of the last step before the answers took too long; None: not reached
+    factor: float  # of the 95th percentile that a kind began with
+    first_ms: dict[str, float] = field(default_factory=dict)  # that percentile, of kinds that were seen after a step
+    knee: int | None = None  # users of the last step before answers took too long; None: not reached
 
-    def users(self, now_s: float, p95_ms: float | None) -> int | None:
+    def users(self, now_s: float, p95_ms: Mapping[str, float | None]) -> int | None:
         """Users at a moment; None: it is over. To be asked at least once a step.
 
         Args:
             now_s: from the start.
-            p95_ms: of the answers of the last seconds; None: there are none yet.
+            p95_ms: of the answers of the last seconds, by kind of request; None: of none yet.
         """
         steps = int(now_s // self.step_s)  # that are over
-        if steps and self.first_ms is None:
-            self.first_ms = p95_ms
-        if self.first_ms is not None and p95_ms is not None and p95_ms > self.factor * self.first_ms:
-            self.knee = steps * self.step
+        for name, value in p95_ms.items():
+            if steps and value is not None and value > self.factor * self.first_ms.setdefault(name, value):
+                self.knee = steps * self.step
         count = (steps + 1) * self.step
         return None if self.knee is not None or count > self.most else count

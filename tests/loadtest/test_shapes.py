@@ -26,24 +26,23 @@ def test_a_day_goes_from_midnight_over_noon_to_midnight() -> None:
 
 def test_a_ramp_rises_until_answers_take_too_long() -> None:
     ramp = Ramp(step=4, step_s=10.0, most=100, factor=3.0)
-    assert ramp.users(0.0, None) == 4
-    assert ramp.users(9.0, 50.0) == 4
-    assert ramp.users(10.0, 60.0) == 8
-    assert ramp.first_ms == 60.0
-    assert ramp.users(20.0, 180.0) == 12  # three times as long is not too long
-    assert ramp.users(25.0, 181.0) is None
+    assert ramp.users(0.0, {}) == 4
+    assert ramp.users(9.0, {"free": 50.0}) == 4
+    assert ramp.users(10.0, {"free": 60.0, "pro": None}) == 8
+    assert ramp.first_ms == {"free": 60.0}
+    assert ramp.users(20.0, {"free": 180.0, "pro": 900.0}) == 12  # three times as long is not too long; pro is new
+    assert ramp.users(25.0, {"free": 181.0, "pro": 900.0}) is None
     assert ramp.knee == 8  # of the last step before
-    assert ramp.users(26.0, 50.0) is None
+    assert ramp.users(26.0, {"free": 50.0}) is None
+
+
+def test_each_kind_of_request_is_held_against_itself() -> None:
+    ramp = Ramp(step=4, step_s=10.0, most=100, factor=3.0)
+    assert ramp.users(10.0, {"free": 60.0, "pro": 900.0}) == 8
+    assert ramp.users(15.0, {"free": 60.0, "pro": 2800.0}) is None
 
 
 def test_a_ramp_ends_at_the_most_users() -> None:
     ramp = Ramp(step=4, step_s=10.0, most=8, factor=3.0)
-    assert [ramp.users(moment, 50.0) for moment in (0.0, 10.0, 20.0)] == [4, 8, None]
+    assert [ramp.users(moment, {"free": 50.0}) for moment in (0.0, 10.0, 20.0)] == [4, 8, None]
     assert ramp.knee is None
-
-
-def test_a_ramp_without_answers_waits_for_its_first_figure() -> None:
-    ramp = Ramp(step=1, step_s=10.0, most=100, factor=3.0)
-    assert [ramp.users(moment, None) for moment in (0.0, 10.0, 20.0)] == [1, 2, 3]
-    assert ramp.users(30.0, 70.0) == 4
-    assert ramp.first_ms == 70.0
