@@ -52,6 +52,7 @@ Rows = Annotated[
 def register(app: typer.Typer) -> None:
     """Puts the commands on the command line."""
     app.command("simulate")(simulate)
+    app.command("tune")(tune)
     app.command("costs")(costs)
 
 
@@ -135,6 +136,74 @@ def simulate(
         is_quiet=quiet,
     )
     raise typer.Exit(code)
+
+
+def tune(
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second; default: a tenth more than full ticks could do.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Length of each trace.")] = 30.0,
+    costs: Annotated[
+        str, typer.Option(help="What ticks take, as for `simulate`; default: measured, with --no-live h100.")
+    ] = "",
+    workers: Workers = None,
+    nodes: Nodes = 1,
+    mix: Mix = "free=9,pro=1",
+    rows: Rows = "",
+    steps: Steps = "",
+    deadline: Deadline = "",
+    cancel: Cancel = "",
+    cancel_within: CancelWithin = "",
+    adapter: Adapter = "",
+    arrivals: HowArrivals = Arrivals.POISSON,
+    cv: Variation = 3.0,
+    trials: Annotated[int, typer.Option(min=2, max=10_000, help="Settings to try.")] = 60,
+    top: Annotated[int, typer.Option(min=1, max=20, help="How many of the best are held against other traces.")] = 3,
+    seed: Seed = 0,
+    max_loss: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="How much of its share in time a tier may lose to the others.")
+    ] = 0.01,
+    live: Annotated[
+        bool, typer.Option("--live/--no-live", help="Start the configured services here, and confirm the best there.")
+    ] = True,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for steploom.toml, tune.json and tune.html.")] = Path(
+        "out/tune"
+    ),
+    quiet: Quiet = False,
+    config: ConfigFile = None,
+) -> None:
+    """Search settings of the batcher under which more pictures of a load are in time, and write them down.
+
+    Tries them in the simulator, holds the best against other traces, then against the live services.
+
+    Starts at the settings of --config. Needs Optuna: pip install 'steploom[tune]'.
+    """
+    from steploom.simulate import Plan
+    from steploom.tune import TuneOptions, run_tune
+    from steploom_loadtest.mix import Wishes
+
+    check_positive("--rate", rate, 1_000_000.0)
+    check_positive("--seconds", seconds, 3600.0)
+    if live and nodes > 1:
+        raise CommandError("--nodes: services are started on this host alone", ExitCode.USAGE, "say --no-live")
+    settings = configuration(config)
+    if live and settings.batcher.workers:
+        problem = "batcher.workers: these workers serve elsewhere, and are not for a search"
+        raise CommandError(problem, ExitCode.USAGE, "say --no-live, and give their --costs")
+    plan = Plan(
+        config=settings.batcher,
+        costs=costs or ("" if live else "h100"),
+        workers=workers or (settings.up.workers if live else None),
+        nodes=nodes,
+        spread=Spread.ROUND_ROBIN.value,
+        mix=mix,
+        wishes=Wishes(steps, deadline, "", cancel, cancel_within, adapter),
+        rows=rows,
+        arrivals=arrivals.value,
+        cv=cv,
+        seed=seed,
+    )
+    raise typer.Exit(run_tune(plan, TuneOptions(settings, rate, seconds, trials, top, max_loss, live, out, quiet)))
 
 
 def costs(

@@ -24,14 +24,17 @@ _MAX_STEPS = 600  # of a distribution's line
 
 def page(report: Report) -> str:
     """The whole page."""
-    found = figures(report)
-    title = escape(report.origin.title)
+    return document(report.origin.title, _parts(report, figures(report)))
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A page of these parts, with the style that their classes are for."""
     style = resources.files("steploom_loadtest").joinpath("report.css").read_text()
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-        f"<title>{title}</title><style>{style}{_COLOURS}</style></head>\n<body>\n"
-        + "\n".join(_parts(report, found))
+        f"<title>{escape(title)}</title><style>{style}{_COLOURS}</style></head>\n<body>\n"
+        + "\n".join(parts)
         + "\n</body></html>\n"
     )
 

@@ -13,7 +13,7 @@ import pytest
 from steploom_batcher.config import SchedulerConfig
 from steploom_batcher.driver import Driver, key_of
 from steploom_batcher.fake_worker import FakeWorker, fake_model, fake_ready
-from steploom_batcher.messages import Payload, Picture
+from steploom_batcher.messages import Payload, Picture, TickReport
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.types import JobSpec, Stage, StageCosts, WorkerProfile
 from steploom_loadtest.report import percentile
@@ -36,7 +36,12 @@ async def live(trace: list[Arrival]) -> list[float]:
     """Seconds from arrival to end of each request, on the driver with a fake worker, on the real clock."""
     loop = asyncio.get_running_loop()
     driver = Driver(Scheduler(SchedulerConfig()), loop)
-    worker = FakeWorker(COSTS, lambda report: driver.report("w0", report))
+
+    def report(said: object) -> None:
+        assert isinstance(said, TickReport)
+        driver.report("w0", said)
+
+    worker = FakeWorker(COSTS, report)
     driver.worker_up("w0", fake_ready(COSTS, SLOTS), worker)
     began = loop.time()
 
