@@ -1,4 +1,4 @@
-"""Ticks that raise, overflow, find no memory or end their process: who pays for it, and that nothing is left."""
+"""Ticks that raise, overflow, find no memory, never end, or end their process: who pays for it, and that nothing is left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from steploom.aio import Client
 from steploom_loadtest.stack import Stack, Tables
 
 COSTS = {"denoise_s": 0.01, "denoise_row_s": 0.0005, "encode_s": 0.005}
-WORKER = {"engine": "fake", "slots": 8, "fake": COSTS}
+WORKER = {"engine": "fake", "slots": 8, "tick_timeout_s": 2.0, "fake": COSTS}
 TABLES = {
     "worker": WORKER,
     "up": {"min_backoff_s": 0.1, "max_backoff_s": 0.2, "stable_s": 0.0},
@@ -22,7 +22,7 @@ FAIL_TICK = 6  # three are in flight at most when the first request has come
 FAILED = "the model failed on this request; error id "
 
 # An instruction for the fake engine, and how many workers its job may take with it before it is given up.
-TICKS = {"poison": 0, "overflow": 0, "exhaust": 3, "crash": 3}
+TICKS = {"poison": 0, "overflow": 0, "exhaust": 3, "hang": 3, "crash": 3}
 
 
 @pytest.fixture(scope="module")
