@@ -12,11 +12,13 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from steploom_common.arena import Pixels
 from steploom_common.errors import InvalidRequest, Violation
-from steploom_gateway.headers import announced_size, detect
+from steploom_gateway.headers import announced_size, detect, num_scans
 
 FIELD = "image.encoded"
 _EXIF_ORIENTATION = 0x0112
 _JPEG_QUALITY = 92
+# A scan of a few bytes takes as long as one of megabytes, if it is of a large picture. Progressive ones have about ten.
+_MAX_SCANS = 100
 
 # Named, so that no plugin is searched for at the first request, and no format beside these is ever tried.
 _FORMATS = {
@@ -86,6 +88,7 @@ def decode(data: bytes, bounds: ImageBounds, enough: int) -> Decoded:
     try:
         size = announced_size(data, name)
         _refuse(size and bounds.problem(*size))
+        _refuse(_too_many_scans(data) if name == "JPEG" else None)
         with Image.open(io.BytesIO(data), formats=[_FORMATS[name] or name]) as image:
             _refuse(bounds.problem(image.height, image.width))
             _refuse(_animation(image, name))
@@ -124,6 +127,11 @@ def _supported(data: bytes, bounds: ImageBounds) -> str:
     if name not in _FORMATS:
         raise _invalid(f"is {name or 'no picture that is known here'}, must be PNG, JPEG or WebP")
     return name
+
+
+def _too_many_scans(data: bytes) -> str | None:
+    scans = num_scans(data)
+    return f"is a JPEG of {scans} scans, must have at most {_MAX_SCANS}" if scans > _MAX_SCANS else None
 
 
 def _animation(image: Image.Image, name: str) -> str | None:

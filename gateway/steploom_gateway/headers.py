@@ -53,6 +53,11 @@ def announced_size(data: bytes, name: str) -> tuple[int, int] | None:
     return _webp_size(data) if name == "WebP" else None
 
 
+def num_scans(data: bytes) -> int:
+    """Scans of a JPEG, at most: markers of such, wherever they stand. None can stand within a scan's own bytes."""
+    return data.count(b"\xff\xda")
+
+
 def _webp_size(data: bytes) -> tuple[int, int]:
     """RFC 9649, sections 2.5 to 2.7."""
     if data.startswith(b"VP8X", 12):

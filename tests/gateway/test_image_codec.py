@@ -17,7 +17,7 @@ from PIL import Image
 from steploom_common.arena import Pixels
 from steploom_common.errors import InvalidRequest
 from steploom_gateway.codec import FIELD, Format, ImageBounds, decode, encode
-from steploom_gateway.headers import announced_size, detect
+from steploom_gateway.headers import announced_size, detect, num_scans
 
 BOUNDS = ImageBounds(2**20, 1000, 500_000)
 ENOUGH = 4096  # pixels: nothing here is reduced
@@ -197,6 +197,18 @@ def test_a_bomb_of_few_bytes_within_a_wide_bound() -> None:
     assert len(bomb) < 5000
     assert rgb(bomb).shape == (500, 900, 3)  # within the bounds: no harm
     assert "must have at most 449999" in problem(bomb, ImageBounds(2**20, 1000, 449_999))
+
+
+def with_scans(count: int) -> bytes:
+    """A progressive JPEG that comes again and again to its last scan."""
+    data = encoded(picture(), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (count - num_scans(data)) + data[-2:]
+
+
+def test_a_jpeg_of_many_scans_is_refused() -> None:
+    assert rgb(with_scans(100)).shape == (32, 32, 3)
+    assert problem(with_scans(101)) == "is a JPEG of 101 scans, must have at most 100"
 
 
 def test_zero_sizes() -> None:
