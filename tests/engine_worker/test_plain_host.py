@@ -7,6 +7,8 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import grpc
 import numpy as np
@@ -24,7 +26,12 @@ from plain_house import (
     write_model,
 )
 
-from steploom_common.arena import Arena, default_directory
+from steploom_common.arena import Arena, ArenaViews, default_directory
+from steploom_engine_worker.plain.instance import Instance
+from steploom_engine_worker.plain.program import Origin, forget
+from steploom_engine_worker.plain.repository import Repository
+from steploom_engine_worker.plain.spec import Placement
+from steploom_engine_worker.plain.work import Work
 from steploom_protos.inference import model_config_pb2
 from steploom_protos.worker.v1 import plain_pb2 as pb
 
@@ -210,6 +217,33 @@ async def test_an_exception_between_batches_does_not_take_the_thread(repository:
         assert numbers((await house.run("raising", item([[0]]))).items[0]) == [[0]]
 
 
+def test_what_is_raised_in_a_threads_own_code_does_not_end_it() -> None:
+    """As an exception does that a model has set off in its thread for later."""
+
+    class Queue(SimpleQueue[Work | None]):
+        is_first = True
+
+        def get(self, *arguments: Any) -> Work | None:
+            if self.is_first:
+                self.is_first = False
+                raise SystemExit
+            return super().get(*arguments)
+
+    source = Repository(EXAMPLES / "plain-models").read("identity")
+    origin = Origin(source.spec, source.backend, source.files[1], "steploom_plain_models.test")
+    queue = Queue()
+    place = Placement(model_config_pb2.ModelInstanceGroup.KIND_CPU)
+    instance = Instance("test", origin, place, (), queue, ArenaViews(Path("/tmp")), lambda _: None)
+    instance.start()
+    answers: SimpleQueue[bytes] = SimpleQueue()
+    queue.put(Work(pb.Batch(batch_id=3, model="identity", items=[item([[1]])]), answers.put, 0))
+    queue.put(None)
+    done = pb.ExecutedBatches.FromString(answers.get(timeout=PATIENCE_S)).done[0]
+    assert (done.batch_id, numbers(done.items[0])) == (3, [[1]])
+    instance.ended.result(PATIENCE_S)
+    forget(origin)
+
+
 @pytest.mark.parametrize(
     ("give", "message"),
     [
@@ -303,6 +337,7 @@ async def test_instances_run_beside_each_other(repository: Path, tmp_path: Path)
         assert (await house.models())["meeting"].instances == 3
         sent = await house.send_all([("meeting", [item([[1]])])] * 3)
         assert [(await house.answer(batch)).HasField("error") for batch in sent] == [False] * 3
+        await asyncio.wait_for(house.unload("meeting"), PATIENCE_S)  # all of them end
 
 
 async def test_a_broken_model_hinders_no_other(repository: Path, tmp_path: Path) -> None:

@@ -82,39 +82,61 @@ def test_a_host_of_python_classes_loads_no_torch_and_ends_in_order(start: Start,
     assert "INFO steploom_engine_worker.plain.host: ready: LoadedModel(identity, generation=1, versions=(1,))" in errors
 
 
-def test_sigterm_lets_batches_end(start: Start, channel: grpc.Channel, tmp_path: Path) -> None:
+def gated(repository: Path, folder: Path) -> None:
+    """A model that says when it has begun, and waits until it may go on."""
     code = f"""
         import time
         from pathlib import Path
         class Model:
             def __init__(self, config, folder): pass
-            def close(self): Path("{tmp_path}/closed").touch()
+            def close(self): Path("{folder}/closed").touch()
             def infer(self, inputs, parameters):
-                Path("{tmp_path}/begun").touch()
-                while not Path("{tmp_path}/go").exists():
+                Path("{folder}/begun").touch()
+                while not Path("{folder}/go").exists():
                     time.sleep(0.01)
                 return {{"y": inputs["x"]}}
     """
-    write_model(tmp_path / "repository", "gated", code)
-    process = start(tmp_path / "repository")
-    until_serving(channel)
+    write_model(repository, "gated", code)
+
+
+def begin(channel: grpc.Channel, folder: Path, process: subprocess.Popen[str]) -> Iterator[pb.ExecutedBatches]:
+    """A batch of the gated model that runs, once the process has been asked to end; returns its answers."""
     batch = pb.Batch(batch_id=1, model="gated", items=[item([[5]])])
     stub = plain_pb2_grpc.ModelHostStub(channel)
     answers = stub.Execute(iter([pb.ExecuteBatches(batches=[batch])]), timeout=PATIENCE_S)
-    while not (tmp_path / "begun").exists():
+    while not (folder / "begun").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     for description in stub.Describe(pb.DescribeRequest(), timeout=PATIENCE_S):
         if description.is_draining:
             break
+    return iter(answers)
+
+
+def test_sigterm_lets_batches_end(start: Start, channel: grpc.Channel, tmp_path: Path) -> None:
+    gated(tmp_path / "repository", tmp_path)
+    process = start(tmp_path / "repository")
+    until_serving(channel)
+    answers = begin(channel, tmp_path, process)
     (tmp_path / "go").touch()
-    assert numbers(next(iter(answers)).done[0].items[0]) == [[5]]
+    assert numbers(next(answers).done[0].items[0]) == [[5]]
     assert end(process)[0] == 0
     assert (tmp_path / "closed").exists()
 
 
 def test_a_second_signal_waits_for_nothing(start: Start, channel: grpc.Channel, tmp_path: Path) -> None:
+    gated(tmp_path / "repository", tmp_path)
+    process = start(tmp_path / "repository", "--drain-s", "3600")
+    until_serving(channel)
+    begin(channel, tmp_path, process)
+    process.send_signal(signal.SIGINT)
+    assert end(process)[0] == 130
+
+
+def test_a_model_that_hangs_while_it_loads_hinders_no_other(
+    start: Start, channel: grpc.Channel, tmp_path: Path
+) -> None:
     code = """
         import time
         class Model:
@@ -124,12 +146,10 @@ def test_a_second_signal_waits_for_nothing(start: Start, channel: grpc.Channel, 
     write_model(tmp_path / "repository", "hangs", code)
     write_model(tmp_path / "repository", "double")
     process = start(tmp_path / "repository")
-    assert not is_serving(channel)
-    while run(channel, "double", item([[1]])).HasField("error"):  # serves, though another model does not come up
+    while run(channel, "double", item([[1]])).HasField("error"):
         time.sleep(0.05)
     assert not is_serving(channel)
     process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGINT)
     assert end(process)[0] == 0
 
 

@@ -1,7 +1,8 @@
 """`python -m steploom_engine_worker.plain`: one model host.
 
 Exit codes: 0 after an orderly end, 2 for a wrong configuration or a repository that is no folder, 3 (EXIT_FATAL) when
-a device is lost and the host must be started again, 1 for anything else. A model that cannot be loaded ends nothing.
+a device is lost and the host must be started again, 130 when a second signal has ended it, 1 for anything else. A model
+that cannot be loaded ends nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import sys
 from pathlib import Path
 
 from steploom_common.internal import Internal
+from steploom_common.log_settings import LogConfig
+from steploom_common.logs import set_up
 from steploom_common.rpc import BindError, Shutdown
 from steploom_common.settings import ConfigError, read_section, replace
 from steploom_common.tls_files import InternalConfig
@@ -32,7 +35,6 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     os.environ[FORCE_WEIGHTS_ONLY] = "1"  # torch's own reader of programs uses torch.load too
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _end(_run(arguments))
 
 
@@ -40,7 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="steploom_engine_worker.plain", description="Serves the models of one model repository."
     )
-    parser.add_argument("--config", type=Path, help="steploom.toml; its table [internal] is read")
+    parser.add_argument("--config", type=Path, help="steploom.toml; its tables [log] and [internal] are read")
+    parser.add_argument("--name", default="models", help="of this host, in its log")
     parser.add_argument("--repository", required=True, help="folder of the models; what is in it is run as code")
     parser.add_argument("--address", required=True, help="where to listen: unix:/path/models.sock or host:port")
     parser.add_argument("--load", action="append", metavar="NAME", help="a model to load at the start; else all")
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace) -> int:
     """Serves to the end; the exit code."""
     try:
+        set_up(read_section(arguments.config, "log", LogConfig), arguments.name)
         config = replace(
             HostConfig(),
             repository=arguments.repository,
@@ -62,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if config.threads:
             os.environ["OMP_NUM_THREADS"] = str(config.threads)  # read when torch is first imported
         internal = Internal(read_section(arguments.config, "internal", InternalConfig))
-        asyncio.run(_serve(config, arguments.address, internal))
+        return asyncio.run(_serve(config, arguments.address, internal))
     except Exception as error:
         if isinstance(error, (ConfigError, BindError, NotADirectoryError)):
             print(f"error: {error}", file=sys.stderr)
@@ -72,13 +76,13 @@ def _run(arguments: argparse.Namespace) -> int:
             return EXIT_FATAL
         log.critical("the host ends", exc_info=error)
         return 1
-    return 0
 
 
-async def _serve(config: HostConfig, address: str, internal: Internal) -> None:
+async def _serve(config: HostConfig, address: str, internal: Internal) -> int:
     shutdown = Shutdown()
     shutdown.listen()
     await HostServer(address, f"{os.uname().nodename}-{os.getpid()}", config, internal).run(shutdown)
+    return shutdown.exit_code
 
 
 def _end(code: int) -> None:

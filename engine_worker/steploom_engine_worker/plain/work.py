@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 
+from steploom_common.logs import about
 from steploom_engine_worker.plain.errors import WrongItem, WrongOutput
 from steploom_protos.worker.v1 import plain_pb2 as pb
 
@@ -50,5 +51,7 @@ def tell(error: pb.ItemError, cause: BaseException, work: Work) -> None:
     else:
         error.kind, error.error_id = pb.ERROR_KIND_FAILED, secrets.token_hex(6)
         error.message = f"the model failed on this request; error id {error.error_id}"
-        requests = ", ".join(item.request_id for item in work.batch.items)
-        log.error("error id %s: model %s, requests %s", error.error_id, work.batch.model, requests, exc_info=cause)
+        model, requests = work.batch.model, [item.request_id for item in work.batch.items]
+        extra = about(error_id=error.error_id, model=model, request_ids=requests)
+        words = "error id %s: model %s, requests %s"
+        log.error(words, error.error_id, model, ", ".join(requests), exc_info=cause, extra=extra)
