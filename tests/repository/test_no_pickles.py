@@ -1,4 +1,4 @@
-"""Weights and settings are data: nothing that is read from a file is ever run."""
+"""Weights and settings are data: nothing that is read from a file is ever run, but for plain models, which are code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ PACKAGES = sorted(path.parent for path in ROOT.glob("*/steploom*/__init__.py"))
 CODE_READERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "jsonpickle", "shelve", "marshal"}
 # Where torch.load reads what training itself has written, by the loader that takes tensors and plain values alone.
 CHECKPOINTS = {"steploom_distill"}
+# Calls that load code, and the modules that do so: plain models are programs, in a folder that is trusted as code is.
+PROGRAM_READERS = {"torch.jit.load", "torch.export.load", "exec_module", "run_path"}
+PROGRAMS = {"plain/python_program.py", "plain/torch_program.py"}
 
 
 def named(node: ast.AST) -> str:
@@ -29,8 +32,8 @@ def says(call: ast.Call, keyword: str) -> bool:
     return any(item.arg == keyword and getattr(item.value, "value", None) is True for item in call.keywords)
 
 
-def dangers(source: str, package: str) -> Iterator[str]:
-    """What in a module could run what it reads."""
+def dangers(source: str, package: str, file: str = "") -> Iterator[str]:
+    """What in a module could run what it reads; `file` is its path in the package."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -42,6 +45,9 @@ def dangers(source: str, package: str) -> Iterator[str]:
             is_checkpoint = package in CHECKPOINTS and says(node, "weights_only")
             if name == "torch.load" and not is_checkpoint:
                 yield f"{node.lineno}: torch.load"
+            is_program = name in PROGRAM_READERS or name.rpartition(".")[2] in PROGRAM_READERS
+            if is_program and file not in PROGRAMS:
+                yield f"{node.lineno}: {name}"
             if name in ("eval", "exec", "compile", "__import__") or says(node, "allow_pickle"):
                 yield f"{node.lineno}: {name}"
             if says(node, "trust_remote_code"):
@@ -67,7 +73,7 @@ def test_nothing_that_is_read_is_run(package: Path) -> None:
     found = [
         f"{file.relative_to(ROOT)}:{danger}"
         for file in sorted(package.rglob("*.py"))
-        for danger in dangers(file.read_text(), package.name)
+        for danger in dangers(file.read_text(), package.name, str(file.relative_to(package)))
     ]
     assert found == []
 
@@ -90,9 +96,14 @@ def test_nothing_that_is_read_is_run(package: Path) -> None:
         ("def f():\n    UNet.from_pretrained(path, use_safetensors=True)", False),
         ("def f():\n    CLIPTokenizer.from_pretrained(path)", False),
         ("AutoModel.of(path, trust_remote_code=True)", True),
+        ("torch.jit.load(path)", True),
+        ("torch.export.load(path)", True),
+        ("spec.loader.exec_module(module)", True),
     ],
 )
 def test_the_rule_itself(source: str, is_found: bool) -> None:
     assert any(dangers(source, "steploom_distill")) is is_found
+    if "jit" in source or "exec_module" in source:
+        assert not any(dangers(source, "steploom_engine_worker", "plain/torch_program.py"))
     if "weights_only=True" in source:
         assert any(dangers(source, "steploom_engine_worker"))
