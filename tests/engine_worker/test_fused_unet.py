@@ -197,3 +197,15 @@ def test_says_why_it_cannot_fuse(tiny_model_dir: Path, name: str, value: object,
     assert message in cannot_fuse(unet)
     with pytest.raises(ValueError, match="must be"):
         FusedUNet(unet)
+
+
+def test_nothing_of_it_stays_behind_when_it_moves(unet: Any) -> None:
+    """One that is made on the host is moved to the device whole: no tensor lies beside its parameters and buffers."""
+    adapter = random_adapter(unet, 4, rank=2, has_guidance=True)
+    moved = FusedUNet(merged_unet(unet, adapter), [adapter], are_merged=True, first_number=7).to("meta")
+    tensors = [
+        value for module in moved.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)
+    ]
+    assert tensors == []
+    assert {item.device.type for item in (*moved.parameters(), *moved.buffers())} == {"meta"}
+    assert [*moved.guidance] == ["7"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,10 +16,11 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from adapted_model import list_adapters
 
 from steploom_common.arena import Arena, ArenaViews
 from steploom_engine_worker.config import WorkerConfig
-from steploom_engine_worker.engine import Job, Stage
+from steploom_engine_worker.engine import Job, ReadAdapter, Stage
 from steploom_engine_worker.errors import EXIT_FATAL
 from steploom_engine_worker.graph_engine import GraphEngine, load_graph_engine
 from steploom_engine_worker.readiness import PLAIN
@@ -325,3 +327,43 @@ def drive(address: str, job: Job) -> bool:
             return False
         finally:
             ended.set()
+
+
+def test_adapters_come_and_go_while_ticks_are_under_way(
+    adapted_dir: Path, half: GraphEngine, make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    """As an engine draws that had them from the start; what was started before does not notice; memory comes back."""
+    root = tmp_path / "tiny"
+    shutil.copytree(adapted_dir, root)
+    list_adapters(root, "few-step")
+    jobs = jobs_of(make_job, ("", "few-step", "style"))
+    expected = draw(half, jobs)
+    engine = load_graph_engine(config(root, device="cuda", dtype="float16", record_all=True))
+    for slot in (0, 1):
+        engine.admit(slot, jobs[slot])
+    started = [engine.encode([0, 1]), engine.denoise([0, 1], [0, 0])]
+    read: list[ReadAdapter] = []
+    reader = threading.Thread(target=lambda: read.append(engine.read_adapter("style")))
+    reader.start()
+    started.append(engine.denoise([0, 1], [1, 1]))
+    reader.join()
+    engine.put_adapter(read[0])
+    engine.admit(2, jobs[2])
+    started += [engine.encode([2]), engine.denoise([2], [0]), engine.denoise([2], [1])]
+    started += [engine.denoise([1, 2, 0], [2, 2, 2]), engine.decode([0, 1, 2])]
+    done = [each.wait() for each in started]
+    assert not any(each.failures for each in done)
+    for theirs, ours in zip(expected, done[-1].pictures, strict=True):
+        assert np.abs(ours.astype(int) - theirs).mean() < 2
+    for slot in (0, 1, 2):
+        engine.release(slot)
+    while engine.prepare() is not None:
+        pass
+    assert engine.progress[0] == engine.progress[1]
+    for theirs, ours in zip(expected, draw(engine, jobs), strict=True):
+        assert np.abs(ours.astype(int) - theirs).mean() < 2
+    with_it = torch.cuda.memory_allocated()
+    engine.drop_adapter("style", read[0].version.digest)
+    assert torch.cuda.memory_allocated() < with_it
+    for theirs, ours in zip(expected, draw(engine, jobs[:2]), strict=False):
+        assert np.abs(ours.astype(int) - theirs).mean() < 2

@@ -210,13 +210,14 @@ class Attention(nn.Module):
         base: a diffusers Attention, of the name `name`.
     """
 
+    bias: Tensor
     query_bias: Tensor | None
 
     def __init__(self, base: Any, name: str, maps: Maps, layout: Layout, is_cross: bool) -> None:
         super().__init__()
         self.heads = int(base.heads)
         self.out = maps.dense(f"{name}.to_out.0")
-        self.bias = maps.bias(f"{name}.to_out.0")
+        self.register_buffer("bias", maps.bias(f"{name}.to_out.0"))
         query, key, value = (f"{name}.{part}" for part in ("to_q", "to_k", "to_v"))
         own = [query] if is_cross else [query, key, value]
         self.query = maps.narrow_dense(*own)
