@@ -135,7 +135,7 @@ class Scheduler:
         del now
         if profile.worker_id in self._workers:
             raise ValueError(f"worker {profile.worker_id!r} is up already")
-        costs = CostModel(profile.costs, self._config.max_rows)
+        costs = self._costs_of(profile)
         if costs.buckets(Stage.DENOISE)[-1] < len(Branch):
             raise ValueError(f"worker {profile.worker_id!r} has no bucket for a guided step of {len(Branch)} rows")
         free_slots = list(range(profile.num_slots - 1, -1, -1))
@@ -143,6 +143,18 @@ class Scheduler:
         before, _ = self._lost.pop(profile.place, (profile, 0.0))
         self._assign_slots()
         return [] if before.key == profile.key else self._abandon(before.key)
+
+    def _costs_of(self, profile: WorkerProfile) -> CostModel:
+        """As measured; but no more than those of the one whose place it takes, beside whose ticks it was measured."""
+        costs = CostModel(profile.costs, self._config.max_rows)
+        for other in self._workers.values():
+            if (other.profile.place, other.profile.key) == (profile.place, profile.key):
+                known, measured = other.costs.as_table(), costs.as_table()
+                shared = {stage: known[stage].keys() & measured[stage].keys() for stage in Stage}
+                costs.replace(
+                    {stage: {b: min(known[stage][b], measured[stage][b]) for b in shared[stage]} for stage in Stage}
+                )
+        return costs
 
     def worker_down(self, worker_id: str, now: float) -> list[Effect]:
         """A worker is lost: its jobs go back to the queue and start again from their seeds.

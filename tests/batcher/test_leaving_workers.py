@@ -151,6 +151,17 @@ def test_two_workers_share_what_a_third_leaves() -> None:
     assert not [entry for tick in later for entry in tick.entries if entry.job_id not in begun]
 
 
+def test_a_successor_is_not_taken_for_slow_because_it_was_measured_on_a_busy_device() -> None:
+    scheduler = Scheduler(SchedulerConfig())
+    scheduler.worker_up(WorkerProfile("w0", KEY, 2, COSTS), 0.0)
+    slow = {stage: {bucket: 3 * seconds for bucket, seconds in table.items()} for stage, table in COSTS.items()}
+    scheduler.worker_up(WorkerProfile("w0+1", KEY, 2, slow, home="w0"), 0.0)
+    scheduler.worker_up(WorkerProfile("w1", KEY, 2, slow), 0.0)
+    costs = {name: stats.costs for name, stats in scheduler.statistics().workers.items()}
+    assert costs["w0+1"] == costs["w0"]
+    assert costs["w1"][Stage.DENOISE][3] == 3 * costs["w0"][Stage.DENOISE][3]
+
+
 def test_a_preparation_is_a_sign_of_life() -> None:
     async def scenario() -> None:
         async with rig(config(tick_timeout_s=60.0)) as here:

@@ -53,6 +53,7 @@ class Machine(RuleBasedStateMachine):
         self.ends: Counter[str] = Counter()  # how often each job has ended
         self.steps_seen: dict[str, int] = {}
         self.workers: dict[str, ModelWorker] = {}
+        self.leaving: set[str] = set()  # workers that take no more jobs
         self.last_keys: dict[str, Key] = {}  # of every worker that is or was up
         self.held: dict[tuple[str, int], str] = {}  # (worker, slot) -> job, from its first tick to its release
         self.num_submitted = 0
@@ -181,10 +182,31 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.workers)
     @rule(pick=PICK, odds=st.integers(0, 3))
     def worker_down(self, pick: int, odds: int) -> None:
-        if odds:
-            return  # most machines should not lose a worker all the time
+        if not odds:  # most machines should not lose a worker all the time
+            self.lose(sorted(self.workers)[pick % len(self.workers)])
+
+    @precondition(lambda self: self.workers)
+    @rule(pick=PICK, odds=st.integers(0, 2))
+    def worker_leaving(self, pick: int, odds: int) -> None:
         name = sorted(self.workers)[pick % len(self.workers)]
+        if odds or name in self.leaving:
+            return
+        self.scheduler.worker_leaving(name)
+        self.leaving.add(name)
+
+    @precondition(lambda self: self.leaving)
+    @rule()
+    def those_that_leave_have_left(self) -> None:
+        """As a driver hangs up on them when no job is left there."""
+        for name in sorted(self.leaving):
+            if not any(place[0] == name for place in self.held):
+                assert not self.workers[name].queue
+                assert self.scheduler.statistics().workers[name].slots_used == 0
+                self.lose(name)
+
+    def lose(self, name: str) -> None:
         lost = self.workers.pop(name)
+        self.leaving.discard(name)
         self.held = {place: job for place, job in self.held.items() if place[0] != name}
         effects = self.scheduler.worker_down(name, self.now)
         assert not any(isinstance(effect, Release) for effect in effects)
@@ -262,6 +284,7 @@ class Machine(RuleBasedStateMachine):
             worker.check(tick, self.live)
             for entry in tick.entries:
                 place = (tick.worker_id, entry.slot)
+                assert place in self.held or tick.worker_id not in self.leaving, "a job begins on a worker that leaves"
                 assert self.held.setdefault(place, entry.job_id) == entry.job_id, "two jobs in one slot"
             worker.queue.append(tick)
             assert len(worker.queue) <= self.config.ticks_in_flight
@@ -298,6 +321,8 @@ class Machine(RuleBasedStateMachine):
             return
         self.scheduler.drain()
         assert isinstance(self.scheduler.submit(spec("late"), self.now), Refused)
+        for name in sorted(self.leaving):
+            self.lose(name)
         for name, key in WORKERS.items():
             if name not in self.workers:
                 self.worker_up(name, 2, key)
