@@ -10,7 +10,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from fault_matrix import (
     BACK_S,
@@ -26,6 +28,7 @@ from fault_matrix import (
 )
 
 from steploom.aio import Client
+from steploom_loadtest.pictures import portrait
 from steploom_loadtest.stack import Stack, Tables, arenas_of, running
 
 FAKE = {"engine": "fake", "slots": 8, "fake": {"denoise_s": 0.01, "denoise_row_s": 0.0005, "encode_s": 0.005}}
@@ -34,6 +37,7 @@ TABLES = {
     "up": {"min_backoff_s": 0.1, "max_backoff_s": 0.2, "stable_s": 0.0},
     "gateway": {"settle_s": 0.5},
 }
+EMBEDDED_S = 240.0  # for a picture of the embedded model, its worker's start included
 STOPPED_S = 0.3  # between SIGSTOP and SIGCONT
 DEADLY = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*DEADLY, signal.SIGSTOP)
@@ -184,3 +188,30 @@ def check(outcome: Outcome, promise: Promise) -> None:
 
 def is_told(end: End, words: str, retry_after: float | None) -> bool:
     return end.details.startswith(words) and end.retry_after == retry_after
+
+
+async def test_a_killed_worker_of_the_embedded_model(start_stack: Callable[[Tables], Stack]) -> None:
+    """Pictures of a real model are the same, whether or not its worker was killed meanwhile."""
+    buckets = {"denoise_buckets": [1, 3, 6], "encode_buckets": [1, 2], "decode_buckets": [1, 2]}
+    worker = {"slots": 4, "warmup_repeats": 1, "threads": 1, **buckets}
+    stack = await asyncio.to_thread(
+        start_stack, {**TABLES, "worker": worker, "batcher": {"worker_grace_s": EMBEDDED_S}}
+    )
+    async with Client(stack.gateway) as client:
+
+        async def drawn(seed: int) -> np.ndarray[Any, Any]:
+            result = await client.edit(portrait(), "put on sunglasses", seed=seed, tier="free", timeout=EMBEDDED_S)
+            return result.array.astype(int)
+
+        undisturbed = await asyncio.gather(*(drawn(seed) for seed in range(3)))
+        traces = Traces(stack)
+        before = (await asyncio.to_thread(stack.status)).ticks
+        running = [asyncio.create_task(drawn(seed)) for seed in range(3)]
+        await asyncio.to_thread(stack.wait_until, lambda status: status.ticks > before, BACK_S)
+        begin = time.monotonic()
+        stack.kill_service("worker-0")
+        pictures = await asyncio.gather(*running)
+        print(f"back after {time.monotonic() - begin:.2f} s; 0 of 3 open requests failed")
+    for picture, expected in zip(pictures, undisturbed, strict=True):
+        assert np.abs(picture - expected).max() <= 1  # in other batches than before, and so with other roundings
+    await traces.assert_none()

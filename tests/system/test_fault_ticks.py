@@ -1,4 +1,4 @@
-"""Ticks that raise, overflow, find no memory, never end, or end their process: who pays for it, and that nothing is left."""
+"""Ticks that raise, overflow, find no memory, never end, or end their process: who pays, and that nothing is left."""
 
 from __future__ import annotations
 
