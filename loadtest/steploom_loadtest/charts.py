@@ -138,7 +138,8 @@ def svg(chart: Chart) -> str:
     parts = [*_frame(chart, x, y)]
     for series in chart.series:
         parts += _drawn(series, x, y)
-    parts += [_mark(mark, x, y) for mark in chart.marks]
+    upright = [mark for mark in chart.marks if mark.is_vertical]
+    parts += [_mark(mark, x, y, upright.index(mark) if mark.is_vertical else 0) for mark in chart.marks]
     return picture(_WIDTH, _HEIGHT, chart.title, parts)
 
 
@@ -210,15 +211,16 @@ def _spot(form: str, colour: str, spot: tuple[float, float], title: str) -> str:
     return f'<path class="line {colour}" d="{cross}">{told}</path>'
 
 
-def _mark(mark: Mark, x: Axis, y: Axis) -> str:
+def _mark(mark: Mark, x: Axis, y: Axis, line: int) -> str:
+    """Names of upright marks stand on a line each: the marks may be at one place."""
     colour = f"c{mark.colour % _COLOURS}"
     if mark.is_vertical:
         at = x.at(mark.value)
-        line = f'x1="{at:.1f}" x2="{at:.1f}" y1="{y.begin}" y2="{y.end}"'
+        ends = f'x1="{at:.1f}" x2="{at:.1f}" y1="{y.begin}" y2="{y.end}"'
         is_right = at > (x.begin + 3 * x.end) / 4  # where words to its right would be cut off
-        words = text(at - 4 if is_right else at + 4, y.end + 12, mark.name, "end" if is_right else "start")
+        words = text(at - 4 if is_right else at + 4, y.end + 12 + 12 * line, mark.name, "end" if is_right else "start")
     else:
         at = y.at(mark.value)
-        line = f'x1="{x.begin}" x2="{x.end}" y1="{at:.1f}" y2="{at:.1f}"'
+        ends = f'x1="{x.begin}" x2="{x.end}" y1="{at:.1f}" y2="{at:.1f}"'
         words = text(x.end - 4, at - 4, mark.name, "end")
-    return f'<line class="line dashed {colour}" {line}/>{words}'
+    return f'<line class="line dashed {colour}" {ends}/>{words}'
