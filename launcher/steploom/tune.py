@@ -35,6 +35,7 @@ from steploom_loadtest.tuner import Candidate, Goal, Score, Traces, Tuning, knob
 
 _WARM_S = 10.0  # of load, until the batcher's estimates of costs have settled
 _CALLERS = 16
+_ALL_ROWS = 4096  # with which a batcher uses, and tells, every bucket that its workers have
 _WIDTH = 132  # of tables that go into a file or a pipe
 NAMES = ("steploom.toml", "tune.json", "tune.html")
 
@@ -163,7 +164,8 @@ def _live_score(stack: Stack, trace: Sequence[Arrival], rate: float, seconds: fl
 def _measured(settings: SteploomConfig, mix: Sequence[RequestClass], folder: Path, out: Path) -> str:
     """The file with what ticks of the services took."""
     kinds = [patient(kind) for kind in mix for _ in range(kind.weight)]
-    with _services(settings, settings.batcher, folder / "measured") as stack:
+    whole = replace(settings.batcher, max_rows=_ALL_ROWS)
+    with _services(settings, whole, folder / "measured") as stack:
         asyncio.run(run_closed_loop(stack.gateway, kinds, _CALLERS, _WARM_S))
         found = table_of(stack.status(), "measured by steploom tune")
     assert found is not None  # it has served
