@@ -83,6 +83,28 @@ async def test_a_second_signal_forces(directory: Path) -> None:
         assert not [pid for pid in pids.values() if is_alive(pid)]
 
 
+@pytest.mark.parametrize("name", ["gateway", "batcher", "up"])
+async def test_what_is_not_done_within_the_grace_is_told_when_to_try_again(directory: Path, name: str) -> None:
+    """Whichever of the bounds it is that passes: that of `steploom up` is one for all."""
+    tables = {**TABLES, name: {"drain_s": 1.0}}
+    with running(directory, tables) as stack:
+        pids = stack.pids()
+        async with Client(stack.gateway) as client:
+            with stack.paused("worker-0"):  # the edit does not end by itself
+                open_edit = asyncio.create_task(edit(client, 10))
+                await asyncio.to_thread(stack.wait_metric, "steploom_gateway_in_flight", 1, 60.0)
+                if name == "batcher":  # it ends before the gateway does
+                    os.kill(pids["batcher"], signal.SIGTERM)
+                else:
+                    stack.terminate()
+                with pytest.raises(Unavailable) as told:
+                    await open_edit
+        assert told.value.retry_after == 1.0
+        stack.terminate()
+        assert await asyncio.to_thread(stack.wait_end, 120.0) == (0 if name == "batcher" else 130)
+        assert "Traceback" not in stack.log
+
+
 async def test_services_die_with_a_killed_supervisor(directory: Path) -> None:
     with running(directory, TABLES) as stack:
         pids = stack.pids()
