@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -181,14 +182,18 @@ async def _before_the_end(shutdown: Shutdown, running: asyncio.Task[None]) -> No
 
 
 def _log_line(name: str, line: str) -> None:
-    sys.stderr.write(f"{name:<{_NAME_WIDTH}} | {line}\n")
-    sys.stderr.flush()
+    _write(f"{name:<{_NAME_WIDTH}} | {line}\n")
 
 
 def _json_line(name: str, line: str) -> None:
     """Each line names its service itself."""
-    sys.stderr.write(json_line(name, line) + "\n")
-    sys.stderr.flush()
+    _write(json_line(name, line) + "\n")
+
+
+def _write(line: str) -> None:
+    with suppress(OSError):  # a terminal that has gone reads nothing more
+        sys.stderr.write(line)
+        sys.stderr.flush()
 
 
 def _print_ready(services: Sequence[Service], config: SteploomConfig) -> None:

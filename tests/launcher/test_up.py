@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import signal
 import socket
 import subprocess
@@ -224,6 +226,46 @@ def test_a_gateway_with_tls_and_tokens_comes_up_and_answers_its_user_without_cer
         assert system.end() == ExitCode.OK, system.log.read_text()
     assert server.secret() not in system.log.read_text()
     assert token.rpartition("_")[2] not in system.log.read_text()
+
+
+def test_sighup_replaces_workers_while_the_terminal_is_there_and_ends_all_when_it_closes(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [*UP, "--listen", "127.0.0.1:0", "--runtime-dir", str(folder / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWN_TERMINAL, *command],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    said = bytearray()
+
+    def says(words: bytes) -> bool:
+        while select.select([ours], [], [], 0)[0]:
+            said.extend(os.read(ours, 65536))
+        return words in said
+
+    try:
+        eventually(lambda: says(b"ready; try:"))
+        process.send_signal(signal.SIGHUP)
+        eventually(lambda: says(b"worker-0: replaced"))
+        assert process.poll() is None
+        os.close(ours)
+        assert process.wait(90) == ExitCode.OK
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    assert not list(folder.glob("run/*.sock"))
+
+
+# Takes the terminal that it is started in for its own, and becomes what it is told to run.
+OWN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def test_no_service_outlives_a_killed_supervisor(system: System) -> None:
