@@ -21,20 +21,11 @@ def tables(report: Report) -> list[Table]:
 
 
 def tier_table(found: Figures) -> Table:
-    """A row a tier; latencies in seconds, from the moments at which requests were to be sent."""
-    table = Table("tier")
-    columns = (
-        "sent",
-        "done",
-        "in time",
-        "deadline s",
-        *(f"{name} s" for name in SHARES),
-        "max s",
-        "queue s",
-        "rows a tick",
-    )
-    for column in columns:
-        table.add_column(column, justify="right")
+    """A row a tier, narrow enough for a small terminal; seconds from the moments at which requests were to be sent."""
+    table = _narrow("seconds, and rows a tick, by tier")
+    table.add_column("tier", no_wrap=True)
+    for column in ("sent", "done", "in time", "deadline", *SHARES, "max", "queue", "rows"):
+        table.add_column(column, justify="right", no_wrap=True)
     for tier in found.tiers:
         seconds = (*tier.percentiles_s.values(), tier.max_s, tier.mean_queue_s)
         table.add_row(
@@ -83,16 +74,12 @@ def _device_facts(report: Report, devices: DeviceFigures | None) -> Iterator[tup
 
 
 def sweep_table(sweep: Sweep) -> Table:
-    """A row a rate, and what each tier bears below."""
-    table = Table(
-        title="rates that were tried", caption="\n".join(verdicts(sweep)), title_justify="left", caption_justify="left"
-    )
-    for column in ("rate /s", "achieved /s", "goodput /s", "late ms"):
-        table.add_column(column, justify="right")
+    """A row a rate: what it gave, and by tier the share in time and seconds; below it what each tier bears."""
+    table = _narrow("rates that were tried", "\n".join(verdicts(sweep)))
     names = [limit.tier for limit in sweep.limits]
-    for name in names:
-        for column in (f"{name} in time", "p50 s", "p99 s"):
-            table.add_column(column, justify="right")
+    by_tier = (cell for name in names for cell in (name, "p50", "p99"))
+    for column in ("rate/s", "pictures/s", "in time/s", "late ms", *by_tier):
+        table.add_column(column, justify="right", no_wrap=True)
     for point in sweep.points:
         cells = [f"{point.rate:.2f}", f"{point.achieved:.2f}", f"{point.goodput:.2f}", f"{1000 * point.max_lag_s:.0f}"]
         tiers = {tier.tier: tier for tier in point.tiers}
@@ -101,6 +88,13 @@ def sweep_table(sweep: Sweep) -> Table:
             cells += [f"{tier.in_time:.1%}", f"{tier.p50_s:.3f}", f"{tier.p99_s:.3f}"] if tier else ["", "", ""]
         table.add_row(*cells)
     return table
+
+
+def _narrow(title: str, caption: str = "") -> Table:
+    return Table(
+        title=title, caption=caption or None, title_justify="left", caption_justify="left", box=None,
+        pad_edge=False, padding=(0, 0, 0, 1),
+    )  # fmt: skip
 
 
 def verdicts(sweep: Sweep) -> Iterator[str]:

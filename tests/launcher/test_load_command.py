@@ -64,7 +64,7 @@ def test_a_run_sends_what_is_asked_for_and_writes_its_report(run: Run, gateway: 
         "--price", 3, "--devices", 2, "--seed", 5, "-o", tmp_path / "out",
     )  # fmt: skip
     assert code == ExitCode.OK, said
-    for word in ("free", "pro", "p99.9 s", "offered", "generator late", "for 1,000 pictures"):
+    for word in ("free", "pro", "p99.9", "offered", "generator late", "for 1,000 pictures"):
         assert word in said, word
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
     assert len(gateway.requests) == 40
