@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from steploom.testing import FakeGateway, serving
+from steploom_common import errors
 from steploom_loadtest.live import Load, run_live
-from steploom_loadtest.report import OK
+from steploom_loadtest.report import OK, Record
 from steploom_loadtest.report_figures import figures
 from steploom_loadtest.report_html import page
 from steploom_loadtest.report_model import Report
 from steploom_loadtest.services import Watch
 from steploom_loadtest.stack import Stack, running
 from steploom_loadtest.target import Target, Unreachable
-from steploom_loadtest.traces import RequestClass, poisson
+from steploom_loadtest.traces import RequestClass, poisson, steady
 
 FAKE = {"encode_s": 0.004, "denoise_s": 0.008, "denoise_row_s": 0.001, "decode_s": 0.004}
 PATIENT_S = 600.0  # a deadline that is met even where the machine stalls
@@ -76,6 +78,20 @@ async def test_a_run_that_is_stopped_has_what_there_was(stack: Stack) -> None:
     assert {record.status for record in report.requests} >= {OK}
     assert len(report.requests) < 1000
     assert (len(report.ticks), report.work) == (0, None)  # nobody was asked
+
+
+async def test_a_service_that_turns_strict_is_measured_to_the_end() -> None:
+    """Its requests were right before: a model that is loaded anew, say, and is nowhere for a moment."""
+    with serving(FakeGateway()) as gateway:
+
+        def turn_strict(_: Record) -> None:
+            gateway.error = errors.NotFound("model", "fake", [])
+
+        load = Load(steady(MIX[:1], 8.0, 3.0), 8.0, 3.0)
+        report = await run_live(Target(gateway.address), load, on_record=turn_strict)
+    assert not report.is_interrupted
+    assert len(report.requests) == len(load.trace)
+    assert {record.status for record in report.requests} == {OK, "NOT_FOUND"}
 
 
 async def test_nobody_at_the_address_is_an_error_in_time() -> None:

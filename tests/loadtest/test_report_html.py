@@ -80,7 +80,9 @@ def point(rate: float) -> Point:
     return Point(rate, 10.0, min(rate, 7.0), min(rate, 6.0), 0.1 * rate, 0.002, tiers)
 
 
-SWEEP = Sweep((point(1.0), point(2.0), point(4.0)), (Limit("free", 4.0, None), Limit("pro", 2.0, 4.0)), 0.05, 2.0, (1.0, 4.0))
+SWEEP = Sweep(
+    (point(1.0), point(2.0), point(4.0)), (Limit("free", 4.0, None), Limit("pro", 2.0, 4.0)), 0.05, 2.0, (1.0, 4.0)
+)
 
 
 def tree(text: str) -> ElementTree.Element:
@@ -187,7 +189,7 @@ def test_the_tables_name_tiers_shares_and_causes() -> None:
         "pro",
         "97.2%",
         "full: tier:<free> 1",
-        "p99.9 s",
+        "p99.9",
         "padding",
         "no more at 4.00/s",
         "mind <this>",

@@ -59,6 +59,7 @@ def test_the_knee_is_where_power_is_most() -> None:
     assert result.knee is not None
     assert len(result.knee_range) >= 2
     assert min(result.knee_range) <= result.knee <= max(result.knee_range)
+    assert max(result.knee_range) / result.knee <= 1.3 >= result.knee / min(result.knee_range)
     assert min(result.knee_range) < 6.5
     assert max(result.knee_range) > 5.0
 
@@ -77,6 +78,16 @@ def test_growth_of_a_queue_at_one_and_a_half_times_its_capacity() -> None:
     assert growth_of(served(15.0, 60.0, 0.1).requests, 60.0) == pytest.approx(1 / 3, abs=0.03)
     assert growth_of(served(8.0, 60.0, 0.1).requests, 60.0) == 0.0
     assert growth_of([], 60.0) == 0.0
+
+
+def test_what_held_above_a_rate_that_fails_held_by_chance() -> None:
+    def answer(rate: float) -> Report:
+        return served(rate, 60.0, 3.0 if 3.5 < rate < 4.5 else 0.001)
+
+    _, result = found(replace(PLAN, highest=16.0), answer)
+    for limit in result.limits:
+        assert limit.fails_at is not None
+        assert 2.0 <= limit.holds_at < limit.fails_at <= 4.0
 
 
 def test_a_service_that_bears_everything_is_tried_up_to_the_highest_rate() -> None:
