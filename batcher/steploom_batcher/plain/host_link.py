@@ -47,7 +47,7 @@ class HostLink:
         on_change: Callable[[], None],
     ) -> None:
         self.address = address
-        self.models: dict[str, pb.HostedModel] = {}  # as it last said, by name; empty while it is away
+        self.models: dict[str, pb.HostedModel] = {}  # as it last said, by name; without instances while it is away
         self.is_up = False
         self.last_error = "not reached yet"  # empty while up
         self.stub: plain_pb2_grpc.ModelHostAsyncStub | None = None  # while up
@@ -112,7 +112,8 @@ class HostLink:
 
     def _lost(self, error: str) -> None:
         was_up, self.is_up, self.stub = self.is_up, False, None
-        self.models = {}
+        for model in self.models.values():
+            model.instances = 0
         self._outbox.clear()
         self._num_owed = 0
         if was_up:
@@ -155,7 +156,7 @@ class HostLink:
 
     def _describe(self, description: pb.HostDescription) -> None:
         offers: dict[Version, tuple[BatchSettings, int]] = {}
-        self.models = {model.name: model for model in description.models}
+        self.models = {model.name: self._latest(model) for model in description.models}
         for model in description.models:
             if model.state != pb.MODEL_STATE_READY:
                 continue
@@ -173,6 +174,12 @@ class HostLink:
             return
         self._driver.host_serves(self.address, offers, "model {model} is unloaded")
         self._on_change()
+
+    def _latest(self, model: pb.HostedModel) -> pb.HostedModel:
+        """One that is loaded again after a loss is known as it was: requests for it wait."""
+        known = self.models.get(model.name)
+        is_awaited = known is not None and known.state == pb.MODEL_STATE_READY and not known.instances
+        return known if known is not None and is_awaited and model.state == pb.MODEL_STATE_LOADING else model
 
     async def _read(self, call: ExecuteCall) -> None:
         clock = asyncio.get_running_loop().time

@@ -98,7 +98,7 @@ class PlainInference:
         """Whether it takes requests."""
         model = self._runner.models[name]
         is_served = version in ("", *map(str, model.versions))
-        return self._runner.is_up and model.is_ready and is_served and not self._is_draining
+        return self._runner.is_up and model.is_served and is_served and not self._is_draining
 
     async def infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Runs one request.
@@ -246,7 +246,7 @@ class PlainInference:
         return answer
 
     def _is_served(self, name: str) -> bool:
-        return self._runner.models[name].is_ready
+        return self._runner.models[name].is_served
 
     def _served(self, name: str, version: str) -> PlainModel:
         model = self._runner.models[name]

@@ -31,6 +31,7 @@ class PlainModel:
     name: str
     config: config_pb.ModelConfig
     versions: tuple[int, ...]  # that are served, rising
+    instances: int  # batches that run at once; 0: its host is away
     state: int  # of host_pb.ModelState
     reason: str
     inputs: tuple[TensorSpec, ...]
@@ -39,8 +40,13 @@ class PlainModel:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it is served."""
+        """Whether it takes requests: those for a host that is away wait for it a while."""
         return bool(self.versions) and self.state == host_pb.MODEL_STATE_READY
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a host runs it now."""
+        return self.is_ready and self.instances > 0
 
     @property
     def platform(self) -> str:
@@ -76,6 +82,7 @@ def plain_model(hosted: host_pb.HostedModel) -> PlainModel:
         name=hosted.name,
         config=config,
         versions=tuple(hosted.versions),
+        instances=hosted.instances,
         state=hosted.state,
         reason=hosted.reason,
         inputs=tuple(
