@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from google.protobuf.internal.encoder import _VarintBytes  # type: ignore[attr-defined]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +20,7 @@ from steploom_engine_worker.plain.datatypes import DATATYPES, pack_strings, unpa
 from steploom_engine_worker.plain.errors import WrongItem, WrongOutput
 from steploom_engine_worker.plain.inputs import Gatherer
 from steploom_engine_worker.plain.model_config import completed
-from steploom_engine_worker.plain.outputs import Answerer
+from steploom_engine_worker.plain.outputs import Answerer, before, entry, executed
 from steploom_engine_worker.plain.spec import ModelSpec, spec_of
 from steploom_protos.inference import model_config_pb2
 from steploom_protos.worker.v1 import plain_pb2 as pb
@@ -49,6 +51,14 @@ def gather(model: ModelSpec, *items: pb.Item) -> Any:
 
 def one(shape: list[int], data: bytes) -> pb.Item:
     return pb.Item(inputs=[pb.Tensor(shape=shape, data=data)])
+
+
+def answered(model: ModelSpec, array: Any, items: Sequence[pb.Item], rows: list[int]) -> pb.BatchDone:
+    """The answer to a batch, as its caller reads it."""
+    answers = Answerer(model, VIEWS).answer({"o": array}, items, rows)
+    message = pb.ExecutedBatches.FromString(executed(pb.BatchDone(batch_id=300, wait_ns=1), answers))
+    assert [(done.batch_id, done.wait_ns) for done in message.done] == [(300, 1)]
+    return message.done[0]
 
 
 def refusal(model: ModelSpec, *items: pb.Item) -> str:
@@ -86,8 +96,7 @@ def test_what_goes_in_comes_out_at_its_place(data: st.DataObject) -> None:
     assert array.shape == (sum(counts), *tail)
     assert array.dtype == datatype.numpy
     assert gathered.rows == counts
-    done = pb.BatchDone()
-    Answerer(model, VIEWS).answer(done, {"o": array}, items, gathered.rows)
+    done = answered(model, array, items, gathered.rows)
     assert [answer.outputs[0].data for answer in done.items] == rows
     assert [list(answer.outputs[0].shape) for answer in done.items] == [[count, *tail] for count in counts]
 
@@ -171,12 +180,10 @@ def test_strings_survive_their_raw_form(strings: list[bytes]) -> None:
 
 def test_strings_may_be_text_and_nothing_else() -> None:
     model = spec(both("TYPE_STRING"))
-    done = pb.BatchDone()
-    answerer = Answerer(model, VIEWS)
-    answerer.answer(done, {"o": np.array([["é", b"b"]], object)}, [pb.Item()], [1])
+    done = answered(model, np.array([["é", b"b"]], object), [pb.Item()], [1])
     assert done.items[0].outputs[0].data == packed(["é".encode(), b"b"])
     with pytest.raises(WrongOutput, match="output 'o' has an element of int, must have bytes or str alone"):
-        answerer.answer(pb.BatchDone(), {"o": np.array([[1]], object)}, [pb.Item()], [1])
+        answered(model, np.array([[1]], object), [pb.Item()], [1])
 
 
 def test_a_bool_is_0_or_1() -> None:
@@ -213,8 +220,7 @@ def test_without_a_batch_tensors_are_as_they_are() -> None:
     model = spec(both("TYPE_UINT8", "-1, 2"), max_batch_size=0)
     gathered = gather(model, one([3, 2], b"abcdef"))
     assert gathered.arrays["i"].shape == (3, 2)
-    done = pb.BatchDone()
-    Answerer(model, VIEWS).answer(done, {"o": gathered.arrays["i"]}, [pb.Item()], gathered.rows)
+    done = answered(model, gathered.arrays["i"], [pb.Item()], gathered.rows)
     assert (list(done.items[0].outputs[0].shape), done.items[0].outputs[0].data) == ([3, 2], b"abcdef")
     both_items = (one([3, 2], b"abcdef"), one([3, 2], b"abcdef"))
     assert refusal(model, *both_items) == "the batch has 2 requests, must have 1 where max_batch_size is 0"
@@ -233,9 +239,28 @@ def test_another_shape_inside_the_model(dims: str, inner: str, shape: list[int],
     data = bytes(range(int(np.prod(shape))))
     gathered = gather(model, one(shape, data))
     assert gathered.arrays["i"].shape == inside
-    done = pb.BatchDone()
-    Answerer(model, VIEWS).answer(done, {"o": gathered.arrays["i"]}, [pb.Item()], gathered.rows)
+    done = answered(model, gathered.arrays["i"], [pb.Item()], gathered.rows)
     assert (list(done.items[0].outputs[0].shape), done.items[0].outputs[0].data) == (shape, data)
     wrong = np.zeros((2, 99), np.uint8)
     with pytest.raises(WrongOutput, match=re.escape("output 'o' has shape [2, 99], must have")):
-        Answerer(model, VIEWS).answer(pb.BatchDone(), {"o": wrong}, [pb.Item()], [2])
+        answered(model, wrong, [pb.Item()], [2])
+
+
+@given(st.integers(1, 15), st.one_of(st.integers(0, 2**40), st.sampled_from([127, 128, 16383, 16384])))
+def test_what_stands_before_a_field(field: int, size: int) -> None:
+    """As protobuf writes it: compared by the size alone, without so many bytes."""
+    assert before(field, size) == bytes([field << 3 | 2]) + _VarintBytes(size)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 5000, 20000])
+def test_answers_of_every_length_are_as_protobuf_writes_them(size: int) -> None:
+    model = spec(both("TYPE_UINT8") + 'output [ { name: "p", data_type: TYPE_UINT8, dims: [ -1 ] } ]')
+    array = np.arange(3 * size, dtype=np.int64).astype(np.uint8).reshape(3, size)
+    answerer = Answerer(model, VIEWS)
+    for _ in range(2):  # what is made once is used again
+        answers = answerer.answer({"o": array, "p": array[:, :1]}, [pb.Item(), pb.Item()], [1, 2])
+    for answer, own in zip(answers, (array[:1], array[1:]), strict=True):
+        outputs = [pb.Tensor(shape=part.shape, data=part.tobytes()) for part in (own, own[:, :1])]
+        assert pb.BatchDone.FromString(b"".join(answer)) == pb.BatchDone(items=[pb.ItemDone(outputs=outputs)])
+        if size:
+            assert b"".join(answer) == entry(pb.ItemDone(outputs=outputs))

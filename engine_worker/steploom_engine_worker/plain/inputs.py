@@ -33,13 +33,11 @@ class Gathered:
     def __init__(self, arrays: dict[str, Array], rows: list[int], items: Items) -> None:
         self.arrays = arrays
         self.rows = rows  # of each item; 0 where tensors have no dimension of the batch
-        self.parameters = Parameters([_values(item) for item in items], rows)
+        self.parameters = Parameters([_values(item) if item.parameters else _NONE for item in items], rows)
 
 
 def _values(item: pb.Item) -> Mapping[str, Value]:
     given = item.parameters
-    if not given:
-        return _NONE
     return {name: getattr(value, value.WhichOneof("parameter_choice") or _TEXT) for name, value in given.items()}
 
 
@@ -61,69 +59,69 @@ class Gatherer:
         Raises:
             WrongItem: an item is not as the config says, or not like the first.
         """
-        tensors = self._columns(items)
         arrays: dict[str, Array] = {}
         rows: list[int] | None = None
-        for spec, column in zip(self._spec.inputs, tensors, strict=True):
+        for spec, column in zip(self._spec.inputs, self._columns(items), strict=True):
             if column[0].is_absent:
                 _check_absent(spec, column)
                 continue
             shapes = [tuple(tensor.shape) for tensor in column]
-            tail = self._tail(spec, shapes)
-            counts = [shape[0] for shape in shapes] if self._spec.is_batched else [0]
-            if rows not in (None, counts):
+            counts = self._rows(spec, shapes)
+            if rows is None:
+                rows = counts
+            elif rows != counts:
                 raise WrongItem(f"input {spec.name!r} has other sizes of the first dimension than the inputs before it")
-            rows = counts
-            arrays[spec.name] = self._joined(spec, column, tail, rows)
+            arrays[spec.name] = self._joined(spec, column, shapes[0], rows)
         if rows is None:
             raise WrongItem("all inputs are absent, must have one at least")
         return Gathered(arrays, rows, items)
 
     def _columns(self, items: Items) -> list[tuple[pb.Tensor, ...]]:
         """For each input, the tensors of all items."""
-        wanted = len(self._spec.inputs)
-        for item in items:
-            if len(item.inputs) != wanted:
-                raise WrongItem(f"inputs: has {len(item.inputs)} entries, must have {wanted}")
         if not self._spec.is_batched and len(items) != 1:
             raise WrongItem(f"the batch has {len(items)} requests, must have 1 where max_batch_size is 0")
-        return list(zip(*(item.inputs for item in items), strict=True))
+        wanted = len(self._spec.inputs)
+        inputs = [item.inputs for item in items]
+        for given in inputs:
+            if len(given) != wanted:
+                raise WrongItem(f"inputs: has {len(given)} entries, must have {wanted}")
+        return list(zip(*inputs, strict=True))
 
-    def _tail(self, spec: TensorSpec, shapes: list[Shape]) -> Shape:
-        """The shape of a row, which is the same for all items."""
-        first, is_batched = shapes[0], self._spec.is_batched
-        tail = first[1:] if is_batched else first
-        if (is_batched and not first) or not spec.fits(tail):
-            wanted = words((-1, *spec.dims) if is_batched else spec.dims)
-            raise WrongItem(f"input {spec.name!r} has shape {words(first)}, must have {wanted}")
-        if is_batched:
-            for shape in shapes:
-                if shape[1:] != tail or not shape or shape[0] < 1:
-                    raise WrongItem(
-                        f"input {spec.name!r} has shape {words(shape)}, must have at least 1 row, "
-                        f"and rows of {words(tail)} as the batch's first request"
-                    )
-            total = sum(shape[0] for shape in shapes)
-            if total > self._spec.max_batch_size:
-                bound = self._spec.max_batch_size
-                raise WrongItem(f"the batch has {total} rows, must have at most max_batch_size, {bound}")
-        return tail
+    def _rows(self, spec: TensorSpec, shapes: list[Shape]) -> list[int]:
+        """Rows of each item, whose shapes are as they must be; 0 where tensors have no dimension of the batch."""
+        first = shapes[0]
+        if not self._spec.is_batched:
+            if not spec.fits(first):
+                raise WrongItem(f"input {spec.name!r} has shape {words(first)}, must have {words(spec.dims)}")
+            return [0]
+        if not first or not spec.fits(first[1:]):
+            raise WrongItem(f"input {spec.name!r} has shape {words(first)}, must have {words((-1, *spec.dims))}")
+        if first[0] < 1 or shapes.count(first) != len(shapes):
+            _check_alike(spec, shapes)
+        rows = [shape[0] for shape in shapes]
+        if sum(rows) > self._spec.max_batch_size:
+            bound = self._spec.max_batch_size
+            raise WrongItem(f"the batch has {sum(rows)} rows, must have at most max_batch_size, {bound}")
+        return rows
 
-    def _joined(self, spec: TensorSpec, column: tuple[pb.Tensor, ...], tail: Shape, rows: list[int]) -> Array:
+    def _joined(self, spec: TensorSpec, column: tuple[pb.Tensor, ...], first: Shape, rows: list[int]) -> Array:
+        """One input of all items, whose shapes have been checked."""
         data = [tensor.data or self._elsewhere(spec, tensor) for tensor in column]
-        shape = spec.inside(tail)
         if self._spec.is_batched:
-            shape = (sum(rows), *shape)
-        counts = [(count if self._spec.is_batched else 1) * math.prod(tail) for count in rows]
+            elements = math.prod(first[1:])
+            counts = [elements * count for count in rows]
+            shape = (sum(rows), *spec.inside(first[1:]))
+        else:
+            counts, shape = [math.prod(first)], spec.inside(first)
         if spec.datatype.is_bytes:
             return _strings(spec, data, counts).reshape(shape)
-        for part, count in zip(data, counts, strict=True):
-            if len(part) != count * spec.datatype.num_bytes:
-                wanted = count * spec.datatype.num_bytes
-                raise WrongItem(f"input {spec.name!r} has {len(part)} bytes, must have {wanted} for its shape")
+        wanted = [count * spec.datatype.num_bytes for count in counts]
+        if list(map(len, data)) != wanted:
+            given, size = next((len(part), size) for part, size in zip(data, wanted, strict=True) if len(part) != size)
+            raise WrongItem(f"input {spec.name!r} has {given} bytes, must have {size} for its shape")
         memory = data[0] if len(data) == 1 else bytearray().join(data)
         array = np.frombuffer(memory, spec.datatype.numpy).reshape(shape)
-        if spec.datatype.numpy.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        if spec.datatype.name == "BOOL" and array.size and array.view(np.uint8).max() > 1:
             raise WrongItem(f"input {spec.name!r} has a byte above 1, must have 0 and 1 alone as BOOL")
         return array
 
@@ -137,6 +135,16 @@ class Gatherer:
         except (OSError, ValueError) as error:
             raise WrongItem(f"input {spec.name!r} cannot be read from shared memory: {error}") from None
         return memory.data.toreadonly()
+
+
+def _check_alike(spec: TensorSpec, shapes: list[Shape]) -> None:
+    tail = shapes[0][1:]
+    for shape in shapes:
+        if not shape or shape[0] < 1 or shape[1:] != tail:
+            raise WrongItem(
+                f"input {spec.name!r} has shape {words(shape)}, must have at least 1 row, "
+                f"and rows of {words(tail)} as the batch's first request"
+            )
 
 
 def _check_absent(spec: TensorSpec, column: tuple[pb.Tensor, ...]) -> None:

@@ -13,7 +13,7 @@ from steploom_common.arena import ArenaViews
 from steploom_engine_worker.errors import is_fatal, is_refused_memory
 from steploom_engine_worker.plain.errors import WrongItem
 from steploom_engine_worker.plain.inputs import Gatherer
-from steploom_engine_worker.plain.outputs import Answerer
+from steploom_engine_worker.plain.outputs import Answerer, Pieces, entry, executed
 from steploom_engine_worker.plain.program import Origin, Parameters, Program, load_program
 from steploom_engine_worker.plain.spec import Placement
 from steploom_engine_worker.plain.warm_up_config import WarmUp
@@ -90,7 +90,7 @@ class Instance:
             for _ in range(warm_up.count):
                 rows = [warm_up.rows]
                 outputs = program.infer(dict(warm_up.inputs), Parameters([{}], rows))
-                self._answerer.answer(pb.BatchDone(), outputs, [pb.Item()], rows)
+                self._answerer.answer(outputs, [pb.Item()], rows)
             log.info("%s: warm-up %r took %.3f s", self._thread.name, warm_up.name, time.monotonic() - start)
 
     def _serve(self, program: Program) -> None:
@@ -111,28 +111,30 @@ class Instance:
 
     def _answer(self, program: Program, work: Work) -> bytes:
         """Runs a batch; the answer, serialised here so that the event loop need not."""
-        answer = pb.ExecutedBatches()
-        done = answer.done.add(batch_id=work.batch.batch_id, start_unix_ns=time.time_ns())
+        done = pb.BatchDone(batch_id=work.batch.batch_id, start_unix_ns=time.time_ns())
         taken_ns = time.monotonic_ns()
         done.wait_ns = taken_ns - work.arrived_ns
         items = list(work.batch.items)
+        answers: list[Pieces] = []
         try:
-            self._compute(program, done, items, taken_ns)
+            answers = self._compute(program, done, items, taken_ns)
         except WrongItem as error:
-            self._sort_out(program, done, items, error, work, taken_ns)
+            answers = self._sort_out(program, done, items, error, work, taken_ns)
         except BaseException as error:
             self._fail(done, error, work)
-        return answer.SerializeToString()
+        return executed(done, answers)
 
-    def _compute(self, program: Program, done: pb.BatchDone, items: list[pb.Item], start_ns: int) -> None:
+    def _compute(self, program: Program, done: pb.BatchDone, items: list[pb.Item], start_ns: int) -> list[Pieces]:
+        """The answers of all items; their times go into `done`."""
         gathered = self._gatherer.gather(items)
         gathered_ns = time.monotonic_ns()
         done.compute_input_ns = gathered_ns - start_ns
         outputs = program.infer(gathered.arrays, gathered.parameters)
         inferred_ns = time.monotonic_ns()
         done.compute_infer_ns = inferred_ns - gathered_ns
-        self._answerer.answer(done, outputs, items, gathered.rows)
+        answers = self._answerer.answer(outputs, items, gathered.rows)
         done.compute_output_ns = time.monotonic_ns() - inferred_ns
+        return answers
 
     def _sort_out(
         self,
@@ -142,29 +144,28 @@ class Instance:
         error: WrongItem,
         work: Work,
         start_ns: int,
-    ) -> None:
+    ) -> list[Pieces]:
         """Runs those of a batch that are as they must be, without those that are not."""
         faults = {at: fault for at, item in enumerate(items) if (fault := self._fault(item)) is not None}
         good = [item for at, item in enumerate(items) if at not in faults]
         if not faults or not good:  # each alone would do, and together they do not; or none would
             tell(done.error, error, work)
-            return
-        part = pb.BatchDone()
+            return []
+        answers: list[Pieces] = []
+        failed = pb.ItemDone()
         try:
-            self._compute(program, part, good, start_ns)
+            answers = self._compute(program, done, good, start_ns)
         except BaseException as worse:
-            self._fail(part, worse, work)
-        answers = iter(part.items)
-        for at in range(len(items)):
-            item = done.items.add()
-            if at in faults:
-                tell(item.error, faults[at], work)
-            elif part.HasField("error"):
-                item.error.CopyFrom(part.error)
-            else:
-                item.CopyFrom(next(answers))
-        done.compute_input_ns, done.compute_infer_ns = part.compute_input_ns, part.compute_infer_ns
-        done.compute_output_ns = part.compute_output_ns
+            tell(failed.error, worse, work)
+            self._look_at(worse)
+            answers = [(entry(failed),)] * len(good)
+        rest = iter(answers)
+        return [self._told(faults[at], work) if at in faults else next(rest) for at in range(len(items))]
+
+    def _told(self, fault: WrongItem, work: Work) -> Pieces:
+        answer = pb.ItemDone()
+        tell(answer.error, fault, work)
+        return (entry(answer),)
 
     def _fault(self, item: pb.Item) -> WrongItem | None:
         """What is wrong with an item by itself."""
@@ -175,8 +176,11 @@ class Instance:
         return None
 
     def _fail(self, done: pb.BatchDone, error: BaseException, work: Work) -> None:
-        del done.items[:]
         tell(done.error, error, work)
+        self._look_at(error)
+
+    def _look_at(self, error: BaseException) -> None:
+        """Ends the process where the device is lost."""
         if self._placement.gpu is not None and is_fatal(error) and not is_refused_memory(error):
             self._on_fatal(error)
 
@@ -188,6 +192,6 @@ class Instance:
 
 
 def _failed(work: Work, error: BaseException) -> bytes:
-    answer = pb.ExecutedBatches()
-    tell(answer.done.add(batch_id=work.batch.batch_id).error, error, work)
-    return answer.SerializeToString()
+    done = pb.BatchDone(batch_id=work.batch.batch_id)
+    tell(done.error, error, work)
+    return executed(done, [])

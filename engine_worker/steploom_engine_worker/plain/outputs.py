@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 import numpy as np
 
@@ -13,7 +14,16 @@ from steploom_engine_worker.plain.inputs import Items
 from steploom_engine_worker.plain.spec import ModelSpec, Shape, TensorSpec, words
 from steploom_protos.worker.v1 import plain_pb2 as pb
 
+Pieces = tuple[bytes | memoryview, ...]  # one after another, an answer of an item
+
+_MAX_HEADS = 256  # kept of a model
 _ALIGNMENT = 64  # bytes, of outputs in a region
+
+# Numbers of fields, all below 16.
+_ITEMS = pb.BatchDone.ITEMS_FIELD_NUMBER
+_DONE = pb.ExecutedBatches.DONE_FIELD_NUMBER
+_OUTPUTS = pb.ItemDone.OUTPUTS_FIELD_NUMBER
+_DATA = pb.Tensor.DATA_FIELD_NUMBER
 
 
 class Column:
@@ -33,25 +43,35 @@ class Column:
         if spec.inner is not None:
             array = array.reshape(spec.dims if rows is None else (rows, *spec.dims))
         self._has_rows = rows is not None
-        self._tail: Shape = array.shape if rows is None else array.shape[1:]
+        self.tail: Shape = array.shape if rows is None else array.shape[1:]  # of an item's row
         self._strings = array if spec.datatype.is_bytes else None
         self._name = spec.name
         self._bytes = memoryview(b"") if spec.datatype.is_bytes else _memory(array)
         self._row_bytes = len(self._bytes) // rows if rows else 0
 
-    def part(self, start: int, rows: int) -> tuple[Shape, bytes | memoryview]:
-        """Shape and elements of an item whose first row is `start`."""
+    def shape(self, rows: int) -> Shape:
+        """Of an item with so many rows, where items are alike in size."""
+        return (rows, *self.tail) if self._has_rows else self.tail
+
+    def size(self, rows: int) -> int | None:
+        """Bytes of an item with so many rows; None: of BYTES, each has its own."""
+        if self._strings is not None:
+            return None
+        return rows * self._row_bytes if self._has_rows else len(self._bytes)
+
+    def part(self, start: int, rows: int) -> bytes | memoryview:
+        """Elements of an item whose first row is `start`."""
         if self._strings is not None:
             return self._packed(start, rows)
         if not self._has_rows:
-            return self._tail, self._bytes
-        return (rows, *self._tail), self._bytes[start * self._row_bytes : (start + rows) * self._row_bytes]
+            return self._bytes
+        return self._bytes[start * self._row_bytes : (start + rows) * self._row_bytes]
 
-    def _packed(self, start: int, rows: int) -> tuple[Shape, bytes]:
+    def _packed(self, start: int, rows: int) -> bytes:
         assert self._strings is not None
         own = self._strings[start : start + rows] if self._has_rows else self._strings
         try:
-            return own.shape, pack_strings(own)
+            return pack_strings(own)
         except ValueError as error:
             raise WrongOutput(f"output {self._name!r} {error}") from None
 
@@ -74,7 +94,7 @@ def _check(spec: TensorSpec, array: Array, rows: int | None) -> None:
 
 
 class Answerer:
-    """Makes answers of what one model gives. On any thread.
+    """Makes answers of what one model gives. Each instance has its own.
 
     Args:
         spec: of the model.
@@ -84,12 +104,15 @@ class Answerer:
     def __init__(self, spec: ModelSpec, views: ArenaViews) -> None:
         self._spec = spec
         self._views = views
+        self._heads: dict[tuple[int, tuple[Shape, ...]], list[bytes]] = {}  # by rows, and shapes of a row
 
-    def answer(self, done: pb.BatchDone, outputs: Mapping[str, Array], items: Items, rows: list[int]) -> None:
-        """Puts what each item has asked for into `done.items`.
+    def answer(self, outputs: Mapping[str, Array], items: Items, rows: list[int]) -> list[Pieces]:
+        """An answer for each item: what it has asked for, as an entry of `BatchDone.items`, serialised.
+
+        Items of equal size differ in nothing but their elements. A message's fields are bytes one after another, each
+        with its length before it: what stands before the elements is made once for each size.
 
         Args:
-            done: of the batch.
             outputs: by name, of all rows.
             items: of the batch.
             rows: of each item.
@@ -98,17 +121,37 @@ class Answerer:
             WrongOutput: outputs are not as the config says.
         """
         columns = self._columns(outputs, rows)
+        tails = tuple([column.tail for column in columns])
+        answers: list[Pieces] = []
         start = 0
         for item, count in zip(items, rows, strict=True):
-            answer = done.items.add()
-            try:
-                chosen = [columns[place] for place in item.outputs] if item.outputs else columns
-            except IndexError:
-                answer.error.kind = pb.ERROR_KIND_INVALID
-                answer.error.message = f"outputs: has {max(item.outputs)}, each must be below {len(columns)}"
+            heads = self._heads.get((count, tails)) or self._new_heads(columns, count, tails)
+            if not heads or item.outputs or item.HasField("output_region"):
+                answers.append((self._chosen(item, columns, start, count),))
+            elif len(columns) == 1:
+                answers.append((heads[0], columns[0].part(start, count)))
             else:
-                self._fill(answer, item, chosen, start, count)
+                parts = [column.part(start, count) for column in columns]
+                answers.append(tuple(chain.from_iterable(zip(heads, parts, strict=True))))
             start += count
+        return answers
+
+    def _new_heads(self, columns: list[Column], rows: int, tails: tuple[Shape, ...]) -> list[bytes]:
+        if len(self._heads) >= _MAX_HEADS:  # a model of any size sees no end of shapes
+            self._heads.clear()
+        return self._heads.setdefault((rows, tails), _heads(columns, rows))
+
+    def _chosen(self, item: pb.Item, columns: list[Column], start: int, rows: int) -> bytes:
+        """The answer of an item that says which outputs it wants, or where they are to go."""
+        answer = pb.ItemDone()
+        try:
+            chosen = [columns[place] for place in item.outputs] if item.outputs else columns
+        except IndexError:
+            answer.error.kind = pb.ERROR_KIND_INVALID
+            answer.error.message = f"outputs: has {max(item.outputs)}, each must be below {len(columns)}"
+        else:
+            self._fill(answer, item, chosen, start, rows)
+        return entry(answer)
 
     def _columns(self, outputs: Mapping[str, Array], rows: list[int]) -> list[Column]:
         specs = self._spec.outputs
@@ -124,7 +167,7 @@ class Answerer:
         memory = self._memory(item) if item.HasField("output_region") else None
         used = 0
         for column in columns:
-            shape, data = column.part(start, rows)
+            shape, data = column.shape(rows), column.part(start, rows)
             size = len(data)
             if memory is None or used + size > len(memory):
                 answer.outputs.add(shape=shape, data=bytes(data))
@@ -143,3 +186,45 @@ class Answerer:
             return self._views.memory(RegionRef(place.path, place.offset, place.size, place.lease))
         except (OSError, ValueError):
             return None
+
+
+def _heads(columns: list[Column], rows: int) -> list[bytes]:
+    """For each output what comes before its elements, from the end of the output before it on; empty: sizes differ."""
+    sizes = [column.size(rows) for column in columns]
+    tensors = []
+    for column, size in zip(columns, sizes, strict=True):
+        if size is None:
+            return []
+        shape = pb.Tensor(shape=column.shape(rows)).SerializeToString()
+        inner = shape + before(_DATA, size)
+        tensors.append(before(_OUTPUTS, len(inner) + size) + inner)
+    length = sum(map(len, tensors)) + sum(size or 0 for size in sizes)
+    return [before(_ITEMS, length) + tensors[0], *tensors[1:]]
+
+
+def entry(answer: pb.ItemDone) -> bytes:
+    """An answer as an entry of `BatchDone.items`."""
+    data = answer.SerializeToString()
+    return before(_ITEMS, len(data)) + data
+
+
+def executed(done: pb.BatchDone, answers: list[Pieces]) -> bytes:
+    """An ExecutedBatches, serialised, of one batch.
+
+    Args:
+        done: of the batch, without items.
+        answers: the items.
+    """
+    head = done.SerializeToString()
+    pieces = [head, *chain.from_iterable(answers)]
+    return b"".join((before(_DONE, sum(map(len, pieces))), *pieces))
+
+
+def before(field: int, size: int) -> bytes:
+    """What stands before `size` bytes of a field that is a message or bytes: its number, and the size."""
+    head = bytearray((field << 3 | 2,))  # 2: its length comes first
+    while size > 0x7F:  # seven bits at a time, the lowest first
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    return bytes(head)
