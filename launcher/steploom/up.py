@@ -115,7 +115,8 @@ async def _supervise(
         if is_json:
             log.info("all services are ready, the gateway at %s", config.gateway.listen)
         else:
-            _print_ready(services, config)
+            with suppress(OSError):  # a full disk under the log ends no service
+                _print_ready(services, config)
         if ready is not None:
             ready()
 
