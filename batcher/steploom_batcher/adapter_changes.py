@@ -11,7 +11,7 @@ from itertools import count
 
 from steploom_batcher.adapter_offers import AdapterOffers, AdapterStatus
 from steploom_batcher.messages import AdapterChanged, AdapterVersion, DropAdapter, LoadAdapter
-from steploom_batcher.roster import LiveWorker, Roster
+from steploom_batcher.roster import LiveJob, LiveWorker, Roster
 from steploom_common.errors import FailedPrecondition, NotFound, NotInPlace, SteploomError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ class AdapterChanges:
         self._models[worker.name] = model
         for name in self._offers[model].worker_up(worker.name, worker.versions, in_use):
             worker.outbox.append(LoadAdapter(self._ask(_Asked(worker.name, name)), name, at_once=True))
+        for name in in_use - {""}:
+            self._end_stranded(model, name, None, "the model that had it is served no more")
         self._settled(model)
 
     def worker_leaving(self, worker: str) -> None:
@@ -205,20 +207,22 @@ class AdapterChanges:
         found = (worker for name, worker in self._roster.workers.items() if self._models[name] == model)
         return [worker for worker in found if not worker.is_leaving]
 
-    def _end_stranded(self, model: str, name: str, worker: LiveWorker, problem: str) -> None:
-        """Ends jobs whose adapter has gone with the worker that had it."""
-        if self._offers[model].can_run(name):
-            jobs = list(worker.slots.values())  # others wait for a worker that has it yet
-        else:
-            jobs = [job for job in self._roster.jobs.values() if job.worker in (None, worker)]
-        for job in jobs:
-            if job.payload.adapter == name and job.end is None:
+    def _end_stranded(self, model: str, name: str, worker: LiveWorker | None, problem: str) -> None:
+        """Ends jobs whose adapter no worker has any more, and those in the slots of one that has lost it."""
+        waits = not self._offers[model].can_run(name)
+        for job in list(self._roster.jobs.values()):
+            is_lost = job.worker is worker if job.worker is not None else waits
+            if is_lost and job.payload.adapter == name and _is_of(job, model) and job.end is None:
                 self._end_job(job.spec.job_id, Unavailable(f"adapter {name!r} is lost with its worker: {problem}"))
 
     def _settled(self, model: str) -> None:
         self._is_untidy = True
         self._publish(model, self._offers[model].offered)
         self._changed()
+
+
+def _is_of(job: LiveJob, model: str) -> bool:
+    return job.spec.key.engine.rpartition("@")[0] == model
 
 
 def _problem(answers: Mapping[LiveWorker, AdapterChanged]) -> SteploomError | None:

@@ -142,8 +142,8 @@ class AdapterOffers:
         return any(status.name == name for status in self.statuses())
 
     def can_run(self, name: str) -> bool:
-        """Whether a job that has it finds it on some worker."""
-        return not self._workers or any(name in worker.names for worker in self._workers.values())
+        """Whether a job that waits finds it on a worker, or is to wait on."""
+        return not self._workers or any(name in worker.names for worker in self._present)
 
     def obsolete(self, in_use: Collection[Key]) -> list[tuple[str, AdapterVersion]]:
         """What workers may forget: versions of what is unloaded, and those that another has taken the place of.
@@ -188,8 +188,9 @@ class AdapterOffers:
 
     def _settle(self) -> None:
         present = self._present
-        if not present:
-            return  # as it was: jobs wait for workers that are expected back
+        if not present:  # as it was: jobs wait for workers that are expected back
+            self.offered = {name: item for name, item in self.offered.items() if name not in self._unloaded}
+            return
         held = (item.name for worker in present for item in worker.versions)
         self.offered = {
             name: self._common(name)

@@ -170,7 +170,9 @@ class Driver:
         Raises:
             ValueError: it cannot be used.
         """
-        profile = WorkerProfile(name, key_of(ready.model), ready.num_slots, ready.costs, home)
+        model = ready.model
+        lineage = f"{model.name} {model.height}x{model.width}"  # pictures of jobs that wait are of that size
+        profile = WorkerProfile(name, key_of(model), ready.num_slots, ready.costs, home, lineage)
         effects = self._scheduler.worker_up(profile, self._loop.time())
         self._models[name] = ready.model
         worker = self._roster.workers[name] = LiveWorker(name, link, home or name, versions=ready.model.held)

@@ -66,6 +66,7 @@ class Scheduler:
         self._admission = Admission(config, self._backlog)
         self._flow_of = Flows()
         self._flows: dict[Flow, int] = {}  # live jobs of each
+        self._lineages: dict[Key, str] = {}  # of every key that a worker has had
         self._giving_up = GivingUp(self._jobs)
         self._wake: float | None = None
         self._sequence = itertools.count()
@@ -98,7 +99,7 @@ class Scheduler:
         flow = self._flow_of.of(spec.tier, spec.key)
         job = Job(spec, JobCosts.of(spec, model), now, due, next(self._sequence), flow)
         self._jobs[spec.job_id] = job
-        self._flows[flow] = self._flows.get(flow, 0) + 1
+        self._count_flow(flow, 1)
         self._backlog.add(spec.tier, due, job.work_left_s)
         self._backlog.arrived(spec.tier, job.work_left_s, now)
         self._giving_up.watch(job)
@@ -141,6 +142,8 @@ class Scheduler:
         free_slots = list(range(profile.num_slots - 1, -1, -1))
         self._workers[profile.worker_id] = Worker(profile, costs, Lead(self._config.lead_s), free_slots)
         before, _ = self._lost.pop(profile.place, (profile, 0.0))
+        self._lineages[profile.key] = profile.lineage
+        self._inherit()
         self._assign_slots()
         return [] if before.key == profile.key else self._abandon(before.key)
 
@@ -168,6 +171,7 @@ class Scheduler:
         if not is_replaced:
             self._lost[worker.profile.place] = (worker.profile, now)
         effects = [effect for job in list(worker.jobs.values()) for effect in self._orphan(job)]
+        self._inherit()
         self._assign_slots()
         return effects + (self._abandon(worker.profile.key) if is_replaced else [])
 
@@ -182,6 +186,7 @@ class Scheduler:
             job.restart()
             job.move(State.QUEUED)
             self._waiting.enter(job)
+        self._inherit()
         self._assign_slots()
 
     def reprice(self, worker_id: str, costs: StageCosts) -> None:
@@ -359,9 +364,7 @@ class Scheduler:
 
     def _leave(self, job: Job) -> list[Effect]:
         """Ends a job: at once where no tick names its slot."""
-        self._flows[job.flow] -= 1
-        if not self._flows[job.flow]:
-            del self._flows[job.flow]
+        self._count_flow(job.flow, -1)
         self._backlog.add(job.spec.tier, job.due, -job.work_left_s)
         job.work_left_s = 0.0
         if job.state is State.QUEUED:
@@ -394,6 +397,31 @@ class Scheduler:
         return [
             effect for job in jobs for effect in (Failed(job.spec.job_id, Cause.NO_WORKER, message), *self._leave(job))
         ]
+
+    def _inherit(self) -> None:
+        """Jobs that wait for a key that nobody brings back go to another of its lineage: the model with new weights."""
+        taking = [worker.profile for worker in self._workers.values() if not worker.is_leaving]
+        served = {profile.key for profile in (*taking, *(profile for profile, _ in self._lost.values()))}
+        heirs = {profile.lineage: profile.key for profile in taking if profile.lineage}
+        wills = {
+            flow.key: heirs.get(self._lineages.get(flow.key, "")) for flow in self._flows if flow.key not in served
+        }
+        if not any(wills.values()):
+            return
+        for job in self._jobs.values():
+            heir = wills.get(job.spec.key)
+            if heir is not None and job.state is State.QUEUED:
+                self._waiting.leave(job)
+                self._count_flow(job.flow, -1)
+                job.spec = replace(job.spec, key=heir)
+                job.flow = self._flow_of.of(job.spec.tier, heir)
+                self._count_flow(job.flow, 1)
+                self._waiting.enter(job)
+
+    def _count_flow(self, flow: Flow, change: int) -> None:
+        self._flows[flow] = self._flows.get(flow, 0) + change
+        if not self._flows[flow]:
+            del self._flows[flow]
 
     def _end(self, job: Job) -> None:
         job.move(State.ENDED)

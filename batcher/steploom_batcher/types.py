@@ -76,6 +76,7 @@ class WorkerProfile:
     num_slots: int
     costs: StageCosts  # measured at warm-up
     home: str = ""  # where others take its place: two are there while one leaves; empty: its id
+    lineage: str = ""  # of its key: jobs that have not begun may run on another key of it; empty: on their own alone
 
     @property
     def place(self) -> str:

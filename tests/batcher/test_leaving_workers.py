@@ -12,14 +12,17 @@ from scheduler_model import COSTS, KEY, spec
 
 from steploom_batcher import virtual_time
 from steploom_batcher.config import SchedulerConfig
+from steploom_batcher.driver import key_of
 from steploom_batcher.fake_worker import fake_model, fake_ready
-from steploom_batcher.messages import Admit, Preparing
+from steploom_batcher.feed import JobFeed
+from steploom_batcher.messages import Admit, Model, Preparing
 from steploom_batcher.scheduler import Scheduler
-from steploom_batcher.types import Admitted, Stage, WorkerProfile
+from steploom_batcher.types import Admitted, JobSpec, Refused, Stage, WorkerProfile
 from steploom_common.errors import Unavailable
 
 from .driver_rig import COSTS as RIG_COSTS
-from .driver_rig import check_order, config, result_of, rig
+from .driver_rig import KEY as RIG_KEY
+from .driver_rig import Rig, check_order, config, payload, result_of, rig
 
 
 @pytest.fixture(autouse=True)
@@ -193,5 +196,96 @@ def test_a_tick_that_is_predicted_to_take_long_is_waited_for() -> None:
             await asyncio.sleep(10)
             assert len(here.hosts[0].dialled_at) == 3
             await result_of(feed)
+
+    virtual_time.run(scenario())
+
+
+def another_digest(name: str = "fake", side: int = 4) -> Model:
+    return replace(fake_model(name, side, side), digest="new weights")
+
+
+async def keep_asking(here: Rig, until: asyncio.Event) -> list[JobFeed]:
+    """A job every 30 ms, under the key that is served when it comes, as the service does it."""
+    feeds: list[JobFeed] = []
+    while not until.is_set():
+        key = key_of(next(iter(here.driver.models.values())))
+        spec = JobSpec(f"k{len(feeds)}", key, "free", 5, 3, here.loop.time() + 60.0)
+        answer = here.driver.submit(spec, payload(5))
+        assert not isinstance(answer, Refused), answer
+        feeds.append(answer[1])
+        await asyncio.sleep(0.03)
+    return feeds
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("beside", [True, False])
+def test_new_weights_of_the_model_take_over_and_no_job_fails(num_workers: int, beside: bool) -> None:
+    """Those that wait when the last worker of the old ones leaves are drawn by the new."""
+
+    async def scenario() -> None:
+        async with rig(num_workers=num_workers) as here:
+            waiting = [here.submit(f"w{number}", 60) for number in range(20 * num_workers)]
+            over = asyncio.Event()
+            asking = asyncio.create_task(keep_asking(here, over))
+            await asyncio.sleep(0.3)
+            for host in here.hosts:
+                host.ready = fake_ready(RIG_COSTS, 8, another_digest())
+                host.is_listening = beside
+                leaving = host.leave()
+                await asyncio.sleep(0.5)
+                if not beside:
+                    while leaving.slots:  # noqa: ASYNC110 (virtual time)
+                        await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.5)
+                    host.is_listening = True
+                await asyncio.sleep(3.0)
+            assert [model.digest for model in here.driver.models.values()] == ["new weights"]
+            over.set()
+            asked = await asking
+            assert len(asked) > 50
+            await asyncio.gather(*(result_of(feed) for feed in (*waiting, *asked)))
+            await asyncio.sleep(1.0)
+            assert here.scheduler.statistics().failed == 0
+            await here.assert_nothing_left()
+
+    virtual_time.run(scenario())
+
+
+@pytest.mark.parametrize("model", [another_digest("other"), another_digest(side=8)])
+def test_jobs_wait_for_no_other_model_and_no_other_size(model: Model) -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            feeds = [here.submit(f"w{number}", 60) for number in range(12)]
+            await asyncio.sleep(0.1)
+            here.hosts[0].ready = fake_ready(RIG_COSTS, 8, model)
+            here.hosts[0].leave()
+            results = await asyncio.gather(*(result_of(feed) for feed in feeds), return_exceptions=True)
+            assert [type(result) for result in results].count(Unavailable) == 4  # 8 had begun
+            await asyncio.sleep(1.0)
+            await here.assert_nothing_left()
+
+    virtual_time.run(scenario())
+
+
+def test_jobs_whose_adapter_the_new_weights_do_not_have_are_told_so() -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            given = replace(payload(30), adapter="student")
+            feeds = []
+            for number in range(12):
+                answer = here.driver.submit(
+                    JobSpec(f"a{number}", RIG_KEY, "free", 30, 3, here.loop.time() + 60.0), given
+                )
+                assert not isinstance(answer, Refused)
+                feeds.append(answer[1])
+            await asyncio.sleep(0.1)
+            here.hosts[0].ready = fake_ready(RIG_COSTS, 8, replace(another_digest(), adapters={}))
+            here.hosts[0].leave()
+            results = await asyncio.gather(*(result_of(feed) for feed in feeds), return_exceptions=True)
+            lost = [str(result) for result in results if isinstance(result, Unavailable)]
+            assert len(lost) == 4
+            assert all(words.startswith("adapter 'student' is lost with its worker") for words in lost)
+            await asyncio.sleep(1.0)
+            await here.assert_nothing_left()
 
     virtual_time.run(scenario())
