@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from steploom_loadtest.bench import control_plane, foresight, gpu, overload, policies, single
+from steploom_loadtest.bench import capacity, control_plane, foresight, gpu, overload, policies, single
 from steploom_loadtest.bench.outcome import CannotRun, DeviceOptions, Options, Outcome, markdown, show
 from steploom_loadtest.child import StackError
 from steploom_loadtest.traces import MIXES
@@ -29,9 +29,10 @@ BENCHMARKS: dict[str, Callable[[Options], Outcome]] = {
     overload.NAME: overload.run,
     control_plane.NAME: control_plane.run,
     foresight.NAME: foresight.run,
+    capacity.NAME: capacity.run,
     gpu.NAME: gpu.run,
 }
-_BY_NAME_ONLY = {gpu.NAME, foresight.NAME}  # one needs a device, the other a machine of its own
+_BY_NAME_ONLY = {gpu.NAME, foresight.NAME, capacity.NAME}  # a device, a quiet machine, or minutes are needed
 _SECONDS = {gpu.NAME: 10.0}  # where none are asked for: ten loads, of a device whose time is dear
 _DEFAULT_SECONDS = 60.0
 
@@ -61,7 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument(
-        "benchmarks", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all but foresight and gpu"
+        "benchmarks",
+        nargs="*",
+        metavar="NAME",
+        help=f"of {', '.join(BENCHMARKS)}; default: all but {', '.join(sorted(_BY_NAME_ONLY))}",
     )
     parser.add_argument(
         "--engine",
