@@ -102,6 +102,11 @@ class Conversation:
         return f"Conversation({self.name}, owed={len(self._owed)}, {self._patience})"
 
     @property
+    def is_leaving(self) -> bool:
+        """The worker takes no more jobs."""
+        return self._leaving.is_set()
+
+    @property
     def num_owed(self) -> int:
         """Ticks that are sent and without an answer."""
         return len(self._owed)

@@ -281,6 +281,7 @@ def _worker_status(link: WorkerLink, worker: WorkerStats | None) -> pb.StatusRes
     return pb.StatusResponse.WorkerStatus(
         address=link.address,
         is_up=link.is_up,
+        is_leaving=link.is_leaving,
         slots=worker.num_slots if worker else 0,
         slots_used=worker.slots_used if worker else 0,
         ticks_in_flight=worker.ticks_in_flight if worker else 0,

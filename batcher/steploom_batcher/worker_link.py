@@ -92,6 +92,11 @@ class WorkerLink:
         return bool(self._live)
 
     @property
+    def is_leaving(self) -> bool:
+        """It takes no more jobs, and nobody has taken its place yet."""
+        return bool(self._live) and self._live[-1].is_leaving
+
+    @property
     def ready(self) -> Ready | None:
         """What the latest process has said of itself; None: none is up."""
         return self._live[-1].ready if self._live else None

@@ -114,9 +114,11 @@ def _services(snapshot: Snapshot, status: pb.StatusResponse) -> Table:
 
 
 def worker_state(worker: pb.StatusResponse.WorkerStatus) -> str:
-    """Whether it is up, and while it still prepares how far it is."""
+    """Whether it is up, or about to leave, and while it still prepares how far it is."""
     if not worker.is_up:
         return f"down: {worker.last_error or 'not reached yet'}"
+    if worker.is_leaving:
+        return "leaving"
     done, total = worker.progress.done, worker.progress.total
     return f"up, {done} of {total} forms recorded" if done < total else "up"
 

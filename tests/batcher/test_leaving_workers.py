@@ -58,6 +58,7 @@ def test_jobs_in_progress_end_where_they_are_and_new_ones_begin_with_the_success
             await asyncio.sleep(0.1)
             assert leaving._is_dead  # it was hung up on
             assert (link.is_up, link.last_error, len(host.dialled_at)) == (True, "", 2)
+            assert not link.is_leaving
             assert list(here.scheduler.statistics().workers) == ["w0+1"] == [link.name]
             await here.assert_nothing_left()
 
@@ -90,10 +91,11 @@ def test_without_a_successor_what_has_not_begun_waits_for_one() -> None:
             leaving = host.leave()
             await asyncio.sleep(0.01)
             waiting = here.submit("waiting")
+            assert (link.is_up, link.is_leaving) == (True, True)
             await result_of(old)
             await asyncio.sleep(5.0)
             assert leaving._is_dead
-            assert not link.is_up
+            assert (link.is_up, link.is_leaving) == (False, False)
             late = here.submit("late")  # it is expected back
             host.is_listening = True
             await asyncio.gather(result_of(waiting), result_of(late))

@@ -17,6 +17,7 @@ WorkerStatus = StatusResponse.WorkerStatus
         (WorkerStatus(is_up=True), "up"),
         (WorkerStatus(is_up=True, progress=Progress(done=40, total=40)), "up"),
         (WorkerStatus(is_up=True, progress=Progress(done=12, total=40)), "up, 12 of 40 forms recorded"),
+        (WorkerStatus(is_up=True, is_leaving=True, progress=Progress(done=12, total=40)), "leaving"),
         (WorkerStatus(), "down: not reached yet"),
         (WorkerStatus(last_error="gone", progress=Progress(done=12, total=40)), "down: gone"),
     ],

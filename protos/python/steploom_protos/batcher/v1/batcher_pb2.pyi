@@ -176,7 +176,7 @@ class StatusResponse(_message.Message):
         count: int
         def __init__(self, at_most_s: _Optional[float] = ..., count: _Optional[int] = ...) -> None: ...
     class WorkerStatus(_message.Message):
-        __slots__ = ("address", "is_up", "slots", "slots_used", "ticks_in_flight", "engine", "last_error", "stages", "denoise_gaps", "progress", "memory", "idle_s", "costs")
+        __slots__ = ("address", "is_up", "slots", "slots_used", "ticks_in_flight", "engine", "last_error", "stages", "denoise_gaps", "progress", "memory", "idle_s", "costs", "is_leaving")
         ADDRESS_FIELD_NUMBER: _ClassVar[int]
         IS_UP_FIELD_NUMBER: _ClassVar[int]
         SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +190,7 @@ class StatusResponse(_message.Message):
         MEMORY_FIELD_NUMBER: _ClassVar[int]
         IDLE_S_FIELD_NUMBER: _ClassVar[int]
         COSTS_FIELD_NUMBER: _ClassVar[int]
+        IS_LEAVING_FIELD_NUMBER: _ClassVar[int]
         address: str
         is_up: bool
         slots: int
@@ -203,7 +204,8 @@ class StatusResponse(_message.Message):
         memory: _worker_pb2.Memory
         idle_s: float
         costs: _containers.RepeatedCompositeFieldContainer[_worker_pb2.BucketCost]
-        def __init__(self, address: _Optional[str] = ..., is_up: _Optional[bool] = ..., slots: _Optional[int] = ..., slots_used: _Optional[int] = ..., ticks_in_flight: _Optional[int] = ..., engine: _Optional[str] = ..., last_error: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StatusResponse.StageUse, _Mapping]]] = ..., denoise_gaps: _Optional[_Iterable[_Union[StatusResponse.GapBucket, _Mapping]]] = ..., progress: _Optional[_Union[_worker_pb2.Progress, _Mapping]] = ..., memory: _Optional[_Union[_worker_pb2.Memory, _Mapping]] = ..., idle_s: _Optional[float] = ..., costs: _Optional[_Iterable[_Union[_worker_pb2.BucketCost, _Mapping]]] = ...) -> None: ...
+        is_leaving: bool
+        def __init__(self, address: _Optional[str] = ..., is_up: _Optional[bool] = ..., slots: _Optional[int] = ..., slots_used: _Optional[int] = ..., ticks_in_flight: _Optional[int] = ..., engine: _Optional[str] = ..., last_error: _Optional[str] = ..., stages: _Optional[_Iterable[_Union[StatusResponse.StageUse, _Mapping]]] = ..., denoise_gaps: _Optional[_Iterable[_Union[StatusResponse.GapBucket, _Mapping]]] = ..., progress: _Optional[_Union[_worker_pb2.Progress, _Mapping]] = ..., memory: _Optional[_Union[_worker_pb2.Memory, _Mapping]] = ..., idle_s: _Optional[float] = ..., costs: _Optional[_Iterable[_Union[_worker_pb2.BucketCost, _Mapping]]] = ..., is_leaving: _Optional[bool] = ...) -> None: ...
     class RefusedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
