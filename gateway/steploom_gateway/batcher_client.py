@@ -56,6 +56,7 @@ class BatcherClient:
         self._poll_s = poll_s
         self._on_change = on_change
         self.is_serving = False  # a worker is up, and the batcher takes jobs
+        self.has_workers = True  # that the batcher is told to reach, as far as is known
         self._last_problem = ""
         self._look = asyncio.Event()
         self._internal = internal
@@ -149,8 +150,9 @@ class BatcherClient:
             self._report(f"cannot be reached: {error.details()}")
             await self._take_new_certificates()
             return False
+        self.has_workers = bool(status.workers)
         if not status.HasField("model"):
-            self._report("has no worker yet")
+            self._report("has no worker yet" if self.has_workers else "serves plain models alone")
             return False
         self._last_problem = ""
         self.catalogue = _catalogue(status)
