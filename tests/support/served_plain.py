@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -73,14 +75,20 @@ async def opened_plain(
     num_hosts: int = 1,
     instances: int = 1,
     plain: PlainConfig | None = None,
+    repository: Path | None = None,
     **settings: Any,
 ) -> AsyncIterator[PlainHouse]:
-    """A house of plain models alone; there are no engine workers."""
+    """A house of plain models alone; there are no engine workers. With a repository, its host is a real one."""
     hosts = [FakeHost([identity_config()] if configs is None else configs, instances) for _ in range(num_hosts)]
     for index, host in enumerate(hosts):
         await host.start(host_address(folder, index))
     address, table = f"unix:{folder}/batcher.sock", plain or PlainConfig()
     addresses = [host_address(folder, index) for index in range(num_hosts)]
+    process = None
+    if repository is not None:
+        addresses.append(f"unix:{folder}/models.sock")
+        command = ("-P", "-m", "steploom_engine_worker.plain", "--repository", str(repository))
+        process = await asyncio.create_subprocess_exec(sys.executable, *command, "--address", addresses[-1])
     batcher = BatcherServer(BatcherConfig(), address, [], PLAIN, NO_TRACER, table, addresses)
     await batcher.start()
     config = GatewayConfig(
@@ -98,6 +106,9 @@ async def opened_plain(
         await batcher.stop()
         for host in hosts:
             await host.stop()
+        if process is not None:
+            process.terminate()
+            await process.wait()
 
 
 def identity_request(data: bytes = b"abc", rows: int = 1, model_name: str = "identity", **fields: Any) -> Any:

@@ -21,6 +21,7 @@ from steploom_protos.worker.v1 import plain_pb2_grpc
 
 log = logging.getLogger(__name__)
 
+_CLOSED = "closed"  # by ourselves
 _MAX_BATCHES = 32  # in a message: tensors may travel in them, and a message has a bound
 _MAX_BYTES = 64 * 2**20  # in a message, from which on no batch is added
 
@@ -93,7 +94,7 @@ class HostLink:
 
     async def _run_session(self) -> str:
         """From dialling to the loss; returns why it ended."""
-        error = "closed"
+        error = _CLOSED
         try:
             # no shared subchannels: gRPC's own back-off of the last try must not delay this one
             async with self._internal.channel(self.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
@@ -118,7 +119,8 @@ class HostLink:
         self._num_owed = 0
         if was_up:
             self.last_error = error
-            log.warning("model host %s is lost: %s", self.address, error)
+            if error != _CLOSED:
+                log.warning("model host %s is lost: %s", self.address, error)
             self._driver.host_lost(self.address)
             self._on_change()
 
