@@ -9,8 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Code that is linted and type-checked.
-CODE := common gateway batcher engine_worker kernels distill loadtest launcher tests tools
-# Arguments for `make serve` and `make kernels`, as in: make serve ARGS="--listen 127.0.0.1:9001"
+CODE := common gateway batcher engine_worker kernels distill loadtest benchmarks launcher tests tools
+# Arguments for `make serve`, `make kernels` and `make bench-peers`, as in: make serve ARGS="--listen 127.0.0.1:9001"
 ARGS ?=
 # How long `make soak` takes, as in: make soak SOAK_MINUTES=5
 SOAK_MINUTES ?= 20
@@ -21,11 +21,11 @@ export PYTHONSAFEPATH := 1
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint types protos docs bench soak kernels serve clean
+.PHONY: help demo test lint types protos docs bench bench-peers soak kernels serve clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS=$$'\t' read -r name text; do \
-		printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | while IFS=$$'\t' read -r name text; do \
+		printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 demo: $(INSTALLED) ## start everything, edit a picture, show where the time went, stop
 	@$(BIN)/python -m steploom.demo
@@ -49,6 +49,9 @@ docs: $(INSTALLED) ## regenerate docs/configuration.md from the settings
 
 bench: $(INSTALLED) ## measure latency, throughput and the cost of the control plane
 	@$(BIN)/python -m steploom_loadtest.bench
+
+bench-peers: $(INSTALLED) ## the same loads on Steploom, Triton, MOSEC, LitServe, BentoML and Ray Serve
+	@PYTHONPATH=benchmarks $(BIN)/python -m steploom_benchmarks $(ARGS)
 
 soak: $(INSTALLED) ## mixed load with cancels, lost callers and killed workers for SOAK_MINUTES (20)
 	@$(BIN)/python -m steploom_loadtest.soak --minutes $(SOAK_MINUTES)

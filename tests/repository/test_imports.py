@@ -23,6 +23,7 @@ FOLDERS = {
     "steploom_kernels": "kernels",
     "steploom_distill": "distill",
     "steploom_loadtest": "loadtest",
+    "steploom_benchmarks": "benchmarks",
     "steploom": "launcher",
 }
 ALLOWED = {
@@ -34,7 +35,8 @@ ALLOWED = {
     "steploom_engine_worker": {"steploom_protos", "steploom_common", "steploom_kernels"},
     "steploom_distill": {"steploom_common", "steploom_kernels", "steploom_engine_worker"},
     "steploom_loadtest": {"steploom_protos", "steploom_common", "steploom_batcher"},
-    "steploom": set(FOLDERS) - {"steploom"},
+    "steploom_benchmarks": {"steploom_protos"},
+    "steploom": set(FOLDERS) - {"steploom", "steploom_benchmarks"},
 }
 # The load tests' simulator drives the pure scheduler; the rest of the batcher is not theirs.
 SCHEDULER_CORE = {"config", "scheduler", "types"}
