@@ -309,7 +309,8 @@ class Worker:
 
     def _give_up(self, found: str) -> None:
         """A thread is stuck, so is what it waits for: nothing of this process helps any more. On the watch's thread."""
-        faulthandler.dump_traceback(file=sys.stderr)
+        with suppress(OSError, ValueError):  # standard error may be gone
+            faulthandler.dump_traceback(file=sys.stderr)
         self._end(EngineStuck(found))
 
     def _look(self) -> None:

@@ -45,6 +45,24 @@ async def under_way(stack: Stack, ticks: int) -> None:
     await asyncio.to_thread(stack.wait_until, lambda status: status.ticks >= target, 60.0)
 
 
+async def test_a_machine_that_freezes_kills_nobody(stack: Stack) -> None:
+    """All processes stand still for longer than each of them would be waited for."""
+    before = stack.pids()
+    everybody = [stack.pid, *before.values()]
+    async with Client(stack.gateway) as client:
+        running = [asyncio.create_task(edit(client, seed)) for seed in range(4)]
+        await under_way(stack, 4)
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(1.5 * HANG_S)
+        for pid in everybody:
+            os.kill(pid, signal.SIGCONT)
+        assert all(isinstance(result, EditResult) for result in await asyncio.gather(*running))
+    assert stack.pids() == before
+    assert "has said nothing for" not in stack.log
+    assert " is down with" not in stack.log
+
+
 async def test_a_worker_that_stands_still_costs_no_picture(stack: Stack) -> None:
     async with Client(stack.gateway) as client:
         undisturbed = await asyncio.gather(*(edit(client, seed) for seed in range(JOBS)))
