@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -29,6 +30,8 @@ from steploom_engine_worker.plain.spec import ModelSpec, Placement, TensorSpec
 _PLACE = re.compile(r".+__(\d+)")  # Triton's names for arguments and results by place
 _CONFIGS = re.compile(r"[^/]+/data/(?:weights|constants)/.+_config\.json")  # in a .pt2: what its payloads are
 _TENSORS = ("tensor_", "weight_")  # files of payloads that are bytes alone
+
+_exports = threading.Lock()  # torch reads one exported program at a time, and fails at a second beside it
 
 _TORCH_OF = {
     "BOOL": torch.bool,
@@ -151,6 +154,11 @@ def _script(file: Path, device: torch.device) -> Function:
 
 def _exported(file: Path, device: torch.device) -> Function:
     refuse_pickles(file)
+    with _exports:
+        return _read_exported(file, device)
+
+
+def _read_exported(file: Path, device: torch.device) -> Function:
     program = torch.export.load(str(file))
     positional, named = _children(program.call_spec.in_spec)
     names = tuple(str(name) for name in program.graph_signature.user_inputs)
