@@ -76,9 +76,25 @@ def test_every_field_is_in_the_table() -> None:
     assert set(table.values()) <= STATUSES
 
 
+def test_every_setting_of_batching_is_in_the_table_of_plain_models() -> None:
+    found = [
+        (f"{message}.{name}", status)
+        for message, fields, status, *_ in rows("Batching of plain models")
+        for name in NAME.findall(fields)
+    ]
+    assert {status for _, status in found} <= STATUSES
+    names = Counter(name for name, _ in found)
+    assert set(names.values()) == {1}
+    for message in (config_pb.ModelDynamicBatching, config_pb.ModelQueuePolicy):
+        name = message.DESCRIPTOR.name
+        assert {f"{name}.{field.name}" for field in message.DESCRIPTOR.fields} == {
+            known for known in names if known.startswith(f"{name}.")
+        }
+
+
 def test_settings_that_are_named_exist() -> None:
     reference = (ROOT / "docs" / "configuration.md").read_text()
-    named = re.findall(r"`(gateway|batcher|worker|up)\.([a-z0-9_]+)`", PAGE)
+    named = re.findall(r"`(gateway|batcher|worker|up|plain)\.([a-z0-9_]+)`", PAGE)
     assert len(named) > 8
     tables = dict(re.findall(r"^## `\[(\w+)\]`(.*?)(?=^## |\Z)", reference, re.MULTILINE | re.DOTALL))
     assert [f"{table}.{key}" for table, key in named if f"`{key}`" not in tables[table] and key != "tiers"] == []
