@@ -19,7 +19,7 @@ from steploom_batcher.types import SchedulerStats, Stage, TierStats
 from steploom_loadtest.simulator import Device, JobResult, Node, Simulation, StageUse, jobs_of, simulate
 from steploom_loadtest.traces import Arrival
 
-Choose = Callable[[Sequence[Node]], int]
+Choose = Callable[[list[int]], int]  # from how many requests each host has open to the host of the next one
 
 ROUND_ROBIN = "round-robin"
 LEAST_LOADED = "least-loaded"
@@ -78,14 +78,18 @@ def _rule(spread: str, seed: int) -> Choose:
     rng = random.Random(seed)
     turn = 0
 
-    def least_loaded(nodes: Sequence[Node]) -> int:
+    def least_loaded(loads: list[int]) -> int:
         nonlocal turn
-        turn += 1  # of equals, the next in turn: the first would get all of a light load
-        count = len(nodes)
-        return min(range(count), key=lambda number: (nodes[number].num_open, (number - turn) % count))
+        least = min(loads)
+        try:  # of equals, the next in turn: the first would get all of a light load
+            number = loads.index(least, turn)
+        except ValueError:
+            number = loads.index(least)
+        turn = (number + 1) % len(loads)
+        return number
 
-    def two_choices(nodes: Sequence[Node]) -> int:
-        return min(rng.sample(range(len(nodes)), 2), key=lambda number: nodes[number].num_open)
+    def two_choices(loads: list[int]) -> int:
+        return min(rng.sample(range(len(loads)), 2), key=loads.__getitem__)
 
     return two_choices if spread == TWO_CHOICES else least_loaded
 
@@ -96,6 +100,7 @@ def _together(
     """All hosts on one clock: before each arrival, all that happens until then has happened."""
     nodes = [Node(config, devices) for _ in range(num_nodes)]
     given: list[list[JobResult]] = [[] for _ in nodes]
+    loads = [0] * num_nodes
     heap: list[tuple[float, int]] = []  # moment, host; one that is not the host's next any more is passed over
 
     def run_until(moment: float) -> None:
@@ -103,6 +108,7 @@ def _together(
             when, number = heapq.heappop(heap)
             if nodes[number].next_at == when:
                 nodes[number].turn()
+                loads[number] = nodes[number].num_open
                 push(number)
 
     def push(number: int) -> None:
@@ -112,9 +118,10 @@ def _together(
 
     for job in jobs:
         run_until(job.arrival.at)
-        number = choose(nodes)
+        number = choose(loads)
         given[number].append(job)
         nodes[number].offer(job)
+        loads[number] = nodes[number].num_open
         push(number)
     run_until(float("inf"))
     return [node.result(own) for node, own in zip(nodes, given, strict=True)]

@@ -218,7 +218,7 @@ class Node:
         keep_ticks: remembers every tick.
 
     Attributes:
-        num_open: jobs that were admitted and have not ended.
+        num_open: jobs that have come, or are offered, and have not ended.
     """
 
     def __init__(
@@ -270,6 +270,7 @@ class Node:
 
     def offer(self, job: JobResult) -> None:
         """Lets one job come at its moment, which is not before the last turn."""
+        self.num_open += 1
         self._at(job.arrival.at, self._submit, job)
 
     def schedule(self, outage: Outage) -> None:
@@ -334,6 +335,7 @@ class Node:
 
     def _arrive(self, _: None) -> None:
         while self._next is not None and self._next.arrival.at <= self._now:
+            self.num_open += 1
             self._submit(self._next)
             self._next = next(self._arriving, None)
         if self._next is not None:
@@ -348,7 +350,6 @@ class Node:
             self._end(job, End.REFUSED, answer.cause.value)
             return
         self._jobs[job.job_id] = job
-        self.num_open += 1
         if arrival.cancel_after_s is not None:
             self._at(arrival.at + arrival.cancel_after_s, self._cancel, job)
 
@@ -409,5 +410,5 @@ class Node:
     def _end(self, job: JobResult, end: End, cause: str = "") -> None:
         assert job.end is None, f"{job} ends twice"
         job.end, job.ended_at, job.cause = end, self._now, cause
-        self.num_open -= end is not End.REFUSED
+        self.num_open -= 1
         self._last_end = self._now

@@ -56,6 +56,14 @@ def test_hosts_on_one_clock_do_what_they_would_do_alone() -> None:
     )
 
 
+@pytest.mark.parametrize("spread", [LEAST_LOADED, TWO_CHOICES])
+def test_a_burst_at_one_moment_is_spread(spread: str) -> None:
+    run = simulate_fleet(CONFIG, workers(), 2, [Arrival(1.0, "free", 3, 1, 60.0)] * 8, spread=spread)
+    together = simulate_fleet(CONFIG, workers(), 1, [Arrival(1.0, "free", 3, 1, 60.0)] * 8)
+    assert run.stats.ticks["denoise"] == 6  # three steps on each host: half of the requests went to each
+    assert max(job.latency_s for job in run.jobs) < max(job.latency_s for job in together.jobs)
+
+
 def test_looking_at_the_load_shortens_the_wait_where_requests_are_unlike() -> None:
     trace = poisson(STUDENT_AND_PRO, 25.0, 60.0, seed=3)
     waits = {spread: mean_latency(simulate_fleet(CONFIG, workers(), 6, trace, spread=spread)) for spread in SPREADS}
