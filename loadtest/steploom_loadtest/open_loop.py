@@ -179,10 +179,10 @@ async def _end_of(call: Any, cancel_after_s: float | None) -> End:
     answer = asyncio.ensure_future(call)
     try:
         await asyncio.wait({answer}, timeout=cancel_after_s)
-    finally:
+    finally:  # of its time, of its run, or of none
         if not answer.done():
             call.cancel()
-    await asyncio.wait({answer})
+            await asyncio.wait({answer})  # gRPC's own tasks end with it
     if answer.cancelled():
         return None
     error = answer.exception()

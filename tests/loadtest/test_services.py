@@ -140,6 +140,12 @@ async def test_ticks_of_the_run_are_seen_with_their_requests(tmp_path: Path, mon
     assert seen.lost_ticks == 0
 
 
+async def test_ticks_that_ended_before_the_run_began_are_none_of_it(tmp_path: Path) -> None:
+    async with ticking(tmp_path, TickingBatcher()) as address:  # type: ignore[abstract]  # one call alone
+        seen = await seen_by(Watch(batcher=address), 1006.0)
+    assert seen.ticks == []
+
+
 async def test_lost_ticks_are_counted_and_too_many_are_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
