@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("torch", "fake"),
         help="fake: no model, a CPU's costs; default: torch, or fake in a checkout without the embedded model",
     )
+    parser.add_argument("--fake-times", type=float, default=1.0, help="so many times as slow is the fake; default: 1")
     parser.add_argument("--model", default="", help="model directory; default: the embedded one")
     parser.add_argument("--seconds", type=float, help="length of each load; default: 60, for `gpu` 10")
     parser.add_argument("--load", type=float, default=0.8, help="share of capacity for `policies`; default: 0.8")
@@ -127,6 +128,7 @@ def _run(name: str, given: argparse.Namespace, console: Console) -> Outcome:
             on_device=_device_options(given),
             directory=Path(directory),
             say=lambda text: console.print(text, style="dim", highlight=False),
+            fake_times=given.fake_times,
         )
         return BENCHMARKS[name](options)
 

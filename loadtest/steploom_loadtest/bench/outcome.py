@@ -76,6 +76,7 @@ class Options:
     on_device: DeviceOptions
     directory: Path  # for sockets and logs
     say: Callable[[str], None]  # progress
+    fake_times: float = 1.0  # so many times as slow is a fake engine: on a busy machine its ticks must be long
 
     @property
     def is_fake(self) -> bool:

@@ -23,7 +23,9 @@ def model_tables(options: Options, **batcher: Any) -> dict[str, Mapping[str, Any
     """The model that is asked for, or a fake one of a CPU's speed, and settings of the batcher."""
     worker: dict[str, Any] = {"engine": options.engine}
     if options.is_fake:
-        worker["fake"] = _CPU_LIKE
+        worker["fake"] = {
+            name: options.fake_times * value if isinstance(value, float) else value for name, value in _CPU_LIKE.items()
+        }
     elif options.model:
         worker["model"] = options.model
     return {"worker": worker, "batcher": batcher}
