@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             metrics_listen=options.metrics_listen,
             local_listen=options.local_listen,
             batcher=options.batcher,
+            supervisor=options.supervisor,
         )
         if not config.batcher:
             config = replace(config, batcher=socket_address(runtime, "batcher"))
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batcher", metavar="ADDR", help="address of the batcher: unix:/path or host:port")
     parser.add_argument("--listen", metavar="HOST:PORT", help="where the public API listens")
     parser.add_argument("--local-listen", metavar="unix:PATH", help="a second way in, plain and for this user alone")
+    parser.add_argument("--supervisor", metavar="PATH", help="socket of the supervisor, which replaces workers")
     parser.add_argument("--metrics-listen", metavar="HOST:PORT", help="where Prometheus metrics are shown")
     parser.add_argument("--host", action="append", metavar="ADDR", help="a host of plain models; repeatable")
     return parser

@@ -22,6 +22,7 @@ class GatewayConfig:
     )
     metrics_listen: str = setting("127.0.0.1:8002", "host:port of the Prometheus metrics; empty: none")
     batcher: str = setting("", "address of the batcher; empty: its socket in the runtime folder")
+    supervisor: str = setting("", "path of the supervisor's socket, as `steploom up` gives it; empty: there is none")
     max_image_bytes: int = setting(
         16 * 2**20, "bytes of a picture as it is sent, encoded or raw", at_least=1024, at_most=2**30
     )

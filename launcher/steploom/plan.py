@@ -91,7 +91,8 @@ def plan(config: SteploomConfig, runtime: RuntimeDir) -> Plan:
         raise ConfigError("up.workers", "is 0, must be at least 1 without plain models (plain.models or plain.hosts)")
     named = tuple(argument for worker in workers for argument in ("--worker", worker))
     shown = tuple(argument for host in hosts for argument in ("--host", host))
-    gateway = _gateway(config, runtime, *table, "--batcher", batcher, *shown)
+    control = ("--supervisor", str(runtime.control)) if local_workers else ()
+    gateway = _gateway(config, runtime, *table, "--batcher", batcher, *control, *shown)
     return Plan(
         groups=(
             (gateway,),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -70,12 +72,59 @@ async def test_what_the_batcher_refuses_is_told_as_it_says_it(open_house: House)
     assert (await index(house))[TURBO] == ("READY", "")
 
 
-async def test_the_pipeline_itself_is_the_workers_to_load(open_house: House) -> None:
-    for name in STEPS:
+async def test_without_a_supervisor_the_pipeline_is_the_workers_to_load(open_house: House) -> None:
+    error = await status_of(load(open_house, "fake"))
+    assert error.code() is Status.FAILED_PRECONDITION
+    assert "replace them where they run, one by one (in Kubernetes by a rollout)" in str(error.details())
+    for name in STEPS[1:]:
         error = await status_of(load(open_house, name))
         assert error.code() is Status.FAILED_PRECONDITION
-        assert "from worker.model; calls load and unload its adapters, as fake.adapters.NAME" in str(error.details())
-        assert (await status_of(unload(open_house, name))).code() is Status.FAILED_PRECONDITION
+        assert f"{name} is a step of fake, which is loaded as a whole" in str(error.details())
+    for name in STEPS:
+        error = await status_of(unload(open_house, name))
+        assert error.code() is Status.FAILED_PRECONDITION
+        assert "its adapters, as fake.adapters.NAME, can be unloaded by this call" in str(error.details())
+
+
+SAID = b'{"said": "worker-0: replacing it"}\n'
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "words"),
+    [
+        (SAID + b'{"done": true}\n', None, ""),
+        (
+            SAID + b'{"done": false, "said": "worker-0 is not replaced: it ends"}\n',
+            Status.FAILED_PRECONDITION,
+            "worker-0 is not replaced: it ends; what serves goes on",
+        ),
+        (SAID, Status.UNAVAILABLE, "the supervisor has ended"),
+        (None, Status.UNAVAILABLE, "the supervisor cannot be reached: No such file"),
+    ],
+)
+async def test_a_supervisor_replaces_the_pipelines_workers(
+    tmp_path: Path, answers: bytes | None, code: Status | None, words: str
+) -> None:
+    asked: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        writer.write(answers or b"")
+        writer.close()
+        await writer.wait_closed()
+
+    path = f"{tmp_path}/control.sock"
+    async with opened(tmp_path, remote_model_control=True, supervisor=path) as house:
+        server = await asyncio.start_unix_server(answer, path) if answers is not None else None
+        if code is None:
+            await load(house, "fake")
+        else:
+            error = await status_of(load(house, "fake"))
+            assert (error.code(), words in str(error.details())) == (code, True), error.details()
+        if server is not None:
+            server.close()
+            await server.wait_closed()
+    assert [json.loads(line) for line in asked] == [{"restart": []}] * (answers is not None)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from steploom.errors import NotFound
 from steploom.types import EditResult
 from steploom_engine_worker.adapter_manifest import DESCRIPTION, FOLDER, WEIGHTS
 from steploom_engine_worker.model_files import embedded_model
+from steploom_engine_worker.tiny_model import write_tiny_model
 from steploom_loadtest.pictures import portrait
 from steploom_loadtest.stack import Stack, Tables
 from steploom_protos.inference import grpc_service_pb2 as pb
@@ -45,7 +46,9 @@ class House:
         return self.root / FOLDER / name
 
     async def call(self, kind: str, name: str) -> None:
-        message = getattr(pb, f"RepositoryModel{kind}Request")(model_name=f"{self.model}.adapters.{name}")
+        """Loads or unloads an adapter; of no name the model itself."""
+        full = f"{self.model}.adapters.{name}" if name else self.model
+        message = getattr(pb, f"RepositoryModel{kind}Request")(model_name=full)
         async with grpc.aio.insecure_channel(self.stack.gateway) as channel:
             stub = GRPCInferenceServiceStub(channel)
             await getattr(stub, f"RepositoryModel{kind}")(message, timeout=PATIENCE_S)
@@ -140,6 +143,14 @@ async def loads(house: House, client: Client, *adapters: str) -> AsyncIterator[l
         await asyncio.gather(*(load.end() for load in running))
 
 
+@pytest.fixture(scope="module")
+def tiny(start_stack: StartStack, tmp_path_factory: pytest.TempPathFactory) -> House:
+    """A model of random weights, of which one layer is easily changed."""
+    root = write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+    tables = {"worker": {**REAL, "model": str(root)}, "gateway": {"remote_model_control": True}}
+    return House(start_stack(tables), root, "tiny")
+
+
 def write(folder: Path, weights: str) -> None:
     """Files of an adapter as the fake engine reads them; put in place at once."""
     made = folder.with_name(f".{folder.name}")
@@ -179,16 +190,17 @@ async def test_two_workers_change_together_and_one_that_is_killed_comes_back_wit
     assert fake.stack.status().failed == 0
 
 
-def change(folder: Path, factor: float) -> None:
-    """Weighs an adapter's changes otherwise; the file is put in place at once."""
-    file = folder / WEIGHTS
+def change(file: Path, ending: str, factor: float) -> None:
+    """Weighs tensors of such names otherwise; the file is put in place at once."""
     tensors = load_file(file)
     scaled = {
-        name: (tensor * np.float16(factor) if name.endswith("lora_B.weight") else tensor)
+        name: (tensor * tensor.dtype.type(factor) if name.endswith(ending) else tensor)
         for name, tensor in tensors.items()
     }
-    save_file(scaled, folder / "new")
-    (folder / "new").rename(file)
+    assert any(name.endswith(ending) for name in tensors)
+    new = file.with_name("new")
+    save_file(scaled, new)
+    new.rename(file)
 
 
 async def test_the_embedded_model_s_adapter_under_another_name(real: House) -> None:
@@ -201,7 +213,7 @@ async def test_the_embedded_model_s_adapter_under_another_name(real: House) -> N
             await real.call("Load", "late")
             assert await real.state("late") == "READY"
             async with loads(real, client, "late") as (late,):
-                change(real.folder("late"), 0.5)
+                change(real.folder("late") / WEIGHTS, "lora_B.weight", 0.5)
                 await real.call("Load", "late")
                 changed = (await real.edit(client, "late")).array.astype(int)
                 (real.folder("late") / WEIGHTS).write_bytes(b"no weights")
@@ -217,3 +229,19 @@ async def test_the_embedded_model_s_adapter_under_another_name(real: House) -> N
         assert not any(sorts(plain.pictures, plain.pictures[0]))
     assert real.stack.status().failed == 0
     assert "Traceback" not in real.stack.log
+
+
+async def test_the_model_itself_is_loaded_anew_from_changed_weights(tiny: House) -> None:
+    async with Client(tiny.stack.gateway) as client:
+        old = (await tiny.edit(client, "none")).array.astype(int)
+        async with loads(tiny, client, "none") as (load,):
+            change(tiny.root / "unet" / "diffusion_pytorch_model.safetensors", "conv_out.weight", 3.0)
+            await tiny.call("Load", "")
+            new = (await tiny.edit(client, "none")).array.astype(int)
+            assert not is_like(old, new)
+            await load.more(6)
+            drawn = sorts(load.pictures, old, new)
+            assert (drawn[0], drawn[-6:]) == (0, [1] * 6)
+        assert sorts(load.pictures, old, new)[-1] == 1
+    status = tiny.stack.status()
+    assert (status.failed, status.expired, list(status.refused.values())) == (0, 0, [])

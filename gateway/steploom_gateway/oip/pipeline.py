@@ -10,6 +10,7 @@ from steploom_gateway.catalogue import Catalogue
 from steploom_gateway.oip.names import adapter_name, names
 from steploom_gateway.oip.repository import Entry, State
 from steploom_gateway.service import ImageService
+from steploom_gateway.supervisor import Supervisor
 
 
 class Pipeline:
@@ -18,11 +19,13 @@ class Pipeline:
     Args:
         batcher: what it serves.
         images: whether edits are taken.
+        supervisor: replaces workers.
     """
 
-    def __init__(self, batcher: BatcherClient, images: ImageService) -> None:
+    def __init__(self, batcher: BatcherClient, images: ImageService, supervisor: Supervisor) -> None:
         self._batcher = batcher
         self._images = images
+        self._supervisor = supervisor
 
     def is_ready(self, name: str) -> bool:
         """Whether a request for a name is likely to be taken."""
@@ -42,13 +45,26 @@ class Pipeline:
         return self._entries(catalogue) if catalogue is not None else []
 
     async def load(self, name: str) -> None:
-        """Loads an adapter into every worker; the pipeline itself is the workers' to load.
+        """Loads an adapter into every worker, or the pipeline anew, by workers in the place of those that serve it.
 
         Raises:
             SteploomError: it is not loaded; the message says why.
         """
-        model, adapter = self._adapter(name, "loaded by its engine workers when they start, from worker.model")
-        await self._batcher.load_adapter(model, adapter)
+        catalogue = self._catalogue
+        adapter = _adapter_of(catalogue, name)
+        if adapter:
+            await self._batcher.load_adapter(catalogue.model.name, adapter)
+        elif name != catalogue.model.name:
+            raise FailedPrecondition(f"{name} is a step of {catalogue.model.name}, which is loaded as a whole")
+        elif not self._supervisor.is_there:
+            raise FailedPrecondition(
+                f"{name} is loaded by its engine workers when they start, and no supervisor of theirs is known to this "
+                "gateway: replace them where they run, one by one (in Kubernetes by a rollout); its adapters, as "
+                f"{adapter_name(catalogue.model, 'NAME')}, can be loaded by this call"
+            )
+        else:
+            await self._supervisor.replace_workers()
+            await self._batcher.latest()
 
     async def unload(self, name: str) -> None:
         """Offers an adapter no more; the pipeline itself stays as long as its workers.
@@ -56,8 +72,14 @@ class Pipeline:
         Raises:
             SteploomError: it stays; the message says why.
         """
-        model, adapter = self._adapter(name, "unloaded when its engine workers end")
-        await self._batcher.unload_adapter(model, adapter)
+        catalogue = self._catalogue
+        adapter = _adapter_of(catalogue, name)
+        if not adapter:
+            raise FailedPrecondition(
+                f"{name} is unloaded when its engine workers end; its adapters, as "
+                f"{adapter_name(catalogue.model, 'NAME')}, can be unloaded by this call"
+            )
+        await self._batcher.unload_adapter(catalogue.model.name, adapter)
 
     def _entries(self, catalogue: Catalogue) -> list[Entry]:
         """The pipeline and its steps are ready or not as one; an adapter is ready if they are, and it is."""
@@ -70,19 +92,11 @@ class Pipeline:
             Entry(adapter_name(model, item.name), State(item.state), item.reason) for item in adapters
         ]
 
-    def _adapter(self, name: str, otherwise: str) -> tuple[str, str]:
-        """Model and adapter of a name.
-
-        Raises:
-            FailedPrecondition: it is the pipeline's, or a step's.
-        """
+    @property
+    def _catalogue(self) -> Catalogue:
         catalogue = self._batcher.catalogue
-        assert catalogue is not None  # or the name would not be kept here
-        adapter = _adapter_of(catalogue, name)
-        if not adapter:
-            like = adapter_name(catalogue.model, "NAME")
-            raise FailedPrecondition(f"{name} is {otherwise}; calls load and unload its adapters, as {like}")
-        return catalogue.model.name, adapter
+        assert catalogue is not None  # or a name would not be kept here
+        return catalogue
 
 
 def _adapter_of(catalogue: Catalogue, name: str) -> str:

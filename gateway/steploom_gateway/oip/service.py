@@ -15,6 +15,7 @@ from typing import Any
 import grpc.aio
 
 from steploom_common.errors import InvalidRequest, NotFound, SteploomError, Unavailable, Unsupported
+from steploom_common.logs import about
 from steploom_gateway.batcher_client import BatcherClient
 from steploom_gateway.caller import current_caller
 from steploom_gateway.catalogue import Catalogue
@@ -30,6 +31,7 @@ from steploom_gateway.oip.statistics import statistics
 from steploom_gateway.oip.stream import interleaved
 from steploom_gateway.plain.inference import PlainInference
 from steploom_gateway.service import Asked, ImageService, retry_id_of
+from steploom_gateway.supervisor import Supervisor
 from steploom_gateway.tally import Tally
 from steploom_protos.inference import grpc_service_pb2 as pb
 from steploom_protos.inference import grpc_service_pb2_grpc
@@ -70,7 +72,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self._tally = tally
         self._regions = regions
         self._plain = plain
-        self._pipeline = Pipeline(batcher, images)
+        self._pipeline = Pipeline(batcher, images, Supervisor(config.supervisor))
         self._repository = Repository((self._pipeline, plain), config.remote_model_control)
 
     def __repr__(self) -> str:
@@ -249,7 +251,7 @@ class InferenceService(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
             yield failed(model_name, request_id, error)
         except Exception as error:
             error_id = secrets.token_hex(6)
-            log.error("error id %s", error_id, exc_info=error)
+            log.error("error id %s", error_id, exc_info=error, extra=about(error_id=error_id))
             yield failed(model_name, request_id, SteploomError(f"internal error; error id {error_id}"))
 
     async def _answers(
