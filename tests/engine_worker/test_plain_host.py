@@ -597,6 +597,51 @@ async def test_a_stream_ends_when_its_caller_has_and_all_is_answered(repository:
     assert [done.batch_id for message in messages for done in message.done] == [5]
 
 
+async def test_answers_that_are_too_large_for_a_message(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steploom_engine_worker.plain.instance._MAX_ANSWER", 1000)
+    large = item(np.zeros((1, 300), np.float32))
+    done, small = await house.run("double", large), await house.run("double", item([[1]]))
+    assert done.error.kind == pb.ERROR_KIND_OUTPUT
+    assert "must have at most 1000 without shared memory" in done.error.message
+    assert numbers(small.items[0]) == [[2]]
+
+
+async def test_answers_go_out_in_messages_of_a_bounded_size(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steploom_engine_worker.plain.service._MAX_BYTES", 1000)
+    folder = write_model(repository, "gated", GATED.replace("FACTOR", "1"))
+    (folder / "go").touch()
+    async with open_house(repository, tmp_path) as house:
+        batches = [pb.Batch(batch_id=n + 1, model="gated", items=[item([[0.0] * 100])]) for n in range(50)]
+        call = house.stub.Execute()
+        await call.write(pb.ExecuteBatches(batches=batches))
+        await call.done_writing()
+        messages = [message async for message in call]
+    assert [done.batch_id for message in messages for done in message.done] == list(range(1, 51))
+    assert max(len(message.done) for message in messages) <= 3
+
+
+async def test_a_stream_is_read_no_further_while_too_much_of_it_is_open(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steploom_engine_worker.plain.service._MAX_OPEN", 2)
+    folder = write_model(repository, "gated", GATED.replace("FACTOR", "1"))
+    write_model(repository, "double")
+    async with open_house(repository, tmp_path) as house:
+        sent = [await house.send("gated", item([[number]])) for number in range(2)]
+        sent += [await house.send("nowhere", item([[1]]))]  # would be refused at once if it were read
+        waiting = asyncio.create_task(house.answer(sent[2]))
+        await appears(folder / "begun")
+        other = House(house.channel, house.shutdown, house.serving)
+        for _ in range(20):
+            assert numbers((await other.run("double", item([[1]]))).items[0]) == [[2]]
+        assert not waiting.done()
+        (folder / "go").touch()
+        kinds = [(await house.answer(batch)).error.kind for batch in sent[:2]] + [(await waiting).error.kind]
+    assert kinds == [0, 0, pb.ERROR_KIND_UNAVAILABLE]
+
+
 async def test_bytes_that_are_no_message_end_their_stream_alone(house: House) -> None:
     call: grpc.aio.StreamStreamCall[bytes, bytes] = house.channel.stream_stream(
         "/steploom.worker.v1.ModelHost/Execute"

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 from steploom_common.arena import ArenaViews
 from steploom_engine_worker.errors import is_fatal, is_refused_memory
-from steploom_engine_worker.plain.errors import WrongItem
+from steploom_engine_worker.plain.errors import WrongItem, WrongOutput
 from steploom_engine_worker.plain.inputs import Gatherer
 from steploom_engine_worker.plain.outputs import Answerer, Pieces, entry, executed
 from steploom_engine_worker.plain.program import Origin, Parameters, Program, load_program
@@ -21,6 +21,8 @@ from steploom_engine_worker.plain.work import Work, tell
 from steploom_protos.worker.v1 import plain_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+_MAX_ANSWER = 250 * 2**20  # bytes; a larger message would break the stream for all others
 
 Queue = SimpleQueue[Work | None]  # None: one instance ends
 
@@ -122,7 +124,8 @@ class Instance:
             answers = self._sort_out(program, done, items, error, work, taken_ns)
         except BaseException as error:
             self._fail(done, error, work)
-        return executed(done, answers)
+        answer = executed(done, answers)
+        return answer if len(answer) <= _MAX_ANSWER else _failed(work, WrongOutput(_too_large(len(answer))))
 
     def _compute(self, program: Program, done: pb.BatchDone, items: list[pb.Item], start_ns: int) -> list[Pieces]:
         """The answers of all items; their times go into `done`."""
@@ -189,6 +192,10 @@ class Instance:
             program.close()
         except BaseException as error:
             log.error("%s: its end", self._thread.name, exc_info=error)
+
+
+def _too_large(size: int) -> str:
+    return f"the outputs of the batch have {size} bytes, must have at most {_MAX_ANSWER} without shared memory"
 
 
 def _failed(work: Work, error: BaseException) -> bytes:

@@ -79,7 +79,7 @@ class LoadedModel:
         if errors:
             self.stop()
             await self.ended()
-            raise _reason(errors[0])
+            raise _reason(self.spec.name, errors[0])
 
     def submit(self, version: int, work: Work) -> bool:
         """Hands a batch to the first instance that is free; False where there is no such version.
@@ -122,11 +122,11 @@ async def load_model(source: Source, generation: int, views: ArenaViews, on_fata
     return model
 
 
-def _reason(error: BaseException) -> BrokenModel:
+def _reason(name: str, error: BaseException) -> BrokenModel:
     """Why an instance is not ready, in words for an operator; the log has the rest."""
     if isinstance(error, BrokenModel):
         return error
-    log.error("a model cannot be loaded", exc_info=error)
+    log.error("model %s cannot be loaded", name, exc_info=error)
     first = (str(error).strip().splitlines() or [""])[0]
     broken = BrokenModel(type(error).__name__, first[:_MAX_REASON] or "without a message")
     broken.__cause__ = error

@@ -20,6 +20,9 @@ from steploom_protos.worker.v1 import plain_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ModelHost"].full_name
 
+_MAX_OPEN = 4096  # batches of a stream; more are not read before one is answered
+_MAX_BYTES = 64 * 2**20  # of answers in a message, from which on none is added
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -41,6 +44,8 @@ class Answers:
         self._is_told = False
         self._is_left = False
         self._filled = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
 
     def put(self, answer: bytes) -> None:
         """Adds one. On any thread; nothing where the loop is gone."""
@@ -54,10 +59,11 @@ class Answers:
         """Whoever waits looks again."""
         self._filled.set()
         if self._is_left:
-            self.count(len(self._take()))
+            while self._waiting:
+                self.count(len(self._take()))
 
     async def next(self) -> list[bytes]:
-        """All that there are by now, after a wait for the first; none where something else has changed."""
+        """Those that there are by now, after a wait for the first; none where something else has changed."""
         await self._filled.wait()
         self._filled.clear()
         return self._take()
@@ -66,6 +72,15 @@ class Answers:
         """So many are answered."""
         self.num_open -= num_answers
         self._host.num_open -= num_answers
+        if self.num_open < _MAX_OPEN:
+            self._has_room.set()
+
+    async def expect(self, num_answers: int) -> None:
+        """So many batches have come. Waits while too many are open."""
+        self.num_open += num_answers
+        if self.num_open >= _MAX_OPEN:
+            self._has_room.clear()
+            await self._has_room.wait()
 
     def leave(self) -> None:
         """Nobody takes any more; what comes is counted alone."""
@@ -74,9 +89,12 @@ class Answers:
 
     def _take(self) -> list[bytes]:
         self._is_told = False  # before they are taken: one that is put now tells of itself again
-        taken = []
-        while self._waiting:
+        taken, size = [], 0
+        while self._waiting and size < _MAX_BYTES:
             taken.append(self._waiting.popleft())
+            size += len(taken[-1])
+        if self._waiting:
+            self._filled.set()
         return taken
 
 
@@ -119,9 +137,9 @@ class ModelHostService:
     async def _read(self, requests: AsyncIterator[pb.ExecuteBatches], answers: Answers) -> None:
         async for message in requests:
             arrived_ns = time.monotonic_ns()
-            answers.num_open += len(message.batches)
             for batch in message.batches:
                 self._host.submit(Work(batch, answers.put, arrived_ns))
+            await answers.expect(len(message.batches))
 
     async def Load(self, request: pb.LoadRequest, context: Context) -> pb.LoadResponse:  # noqa: ARG002
         """Loads a model, or loads it anew."""
