@@ -87,9 +87,14 @@ async def ask_until_back(client: Client, outcome: Outcome) -> None:
 @asynccontextmanager
 async def open_requests(stack: Stack, client: Client, outcome: Outcome) -> AsyncIterator[None]:
     """Requests in every stage, some of which are open as long as the block lasts; their ends are known after it."""
-    before = (await asyncio.to_thread(stack.status)).ticks
+    before = await asyncio.to_thread(stack.status)
     asked = [asyncio.create_task(ask(client, seed)) for seed in range(JOBS)]
-    await asyncio.to_thread(stack.wait_until, lambda status: status.ticks >= before + 5, BACK_S)
+
+    def are_open(status: StatusResponse) -> bool:
+        """None is on its way still, where who drains would refuse it."""
+        return status.ticks >= before.ticks + 5 and status.submitted >= before.submitted + JOBS
+
+    await asyncio.to_thread(stack.wait_until, are_open, BACK_S)
     with stack.paused("worker-0"):
         submitted = (await asyncio.to_thread(stack.status)).submitted
         asked.append(asyncio.create_task(ask(client, JOBS)))  # the others may have ended before the pause
