@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(failures[f"{peer.name}, {name}"], file=sys.stderr)
                 continue
             comparisons.append(done)
-    _write(comparisons, failures, ready, given.out, arguments)
+            _write(comparisons, failures, ready, given.out, arguments)  # what is done is kept, whatever comes
+    print(_write(comparisons, failures, ready, given.out, arguments))
     return _end(failures)
 
 
@@ -88,7 +89,7 @@ def _write(
     peers: Sequence[Peer],
     folder: Path,
     arguments: Sequence[str],
-) -> None:
+) -> str:
     circumstances = {
         "command": shlex.join(["python", "-m", "steploom_benchmarks", *arguments]),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -102,7 +103,7 @@ def _write(
     text = markdown(comparisons, failures, circumstances)
     (folder / "peers.md").write_text(text)
     (folder / "peers.json").write_text(json.dumps(as_json(comparisons, failures, circumstances), indent=2) + "\n")
-    print(text)
+    return text
 
 
 def _end(failures: dict[str, str]) -> int:

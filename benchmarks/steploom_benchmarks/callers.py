@@ -106,14 +106,19 @@ class HttpCaller:
     def __repr__(self) -> str:
         return f"HttpCaller({self._path}, {len(self._idle)} idle)"
 
-    async def call(self, payload: bytes) -> bytes:
-        """See `Caller`."""
+    async def call(self, payload: bytes, timeout_s: float = 60.0) -> bytes:
+        """See `Caller`; who stops waiting closes the connection."""
+        connection: HttpConnection | None = None
         try:
             connection = self._idle.pop() if self._idle else await HttpConnection.open(self._port)
             sent = bento_messages.wrapped(payload) if self._is_bento else payload
-            status, body = await asyncio.wait_for(connection.post(self._path, sent, self._content_type), 60)
+            status, body = await asyncio.wait_for(connection.post(self._path, sent, self._content_type), timeout_s)
         except (OSError, ValueError, TimeoutError) as error:
+            _close(connection)
             raise CallError(f"{type(error).__name__}: {error}") from None
+        except asyncio.CancelledError:
+            _close(connection)
+            raise
         if connection.is_open:
             self._idle.append(connection)
         if status != 200:
@@ -132,3 +137,8 @@ class HttpCaller:
             return bento_messages.unwrapped(body)
         except ValueError as error:
             raise CallError(str(error)) from None
+
+
+def _close(connection: HttpConnection | None) -> None:
+    if connection is not None:
+        connection.close()

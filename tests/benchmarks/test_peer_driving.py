@@ -23,9 +23,11 @@ class FakeCaller:
     def __init__(self, answer: Callable[[bytes], bytes]) -> None:
         self._answer = answer
         self.calls = self.open = self.most_open = 0
+        self.asked: set[bytes] = set()
 
     async def call(self, payload: bytes) -> bytes:
         self.calls += 1
+        self.asked.add(payload)
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         await asyncio.sleep(0.001)
@@ -87,6 +89,7 @@ async def test_a_closed_loop_keeps_as_many_calls_open_as_there_are_callers() -> 
     caller = FakeCaller(lambda payload: payload)
     timings = await drive(caller, SMALL, SMALL.payloads(), 0.0, 0.1, nothing)
     assert caller.most_open == SMALL.callers
+    assert caller.asked == set(SMALL.payloads())  # the answer to another one would be noticed
     assert len(timings.latencies_s) == caller.calls
     assert timings.errors == 0
 

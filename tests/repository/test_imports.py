@@ -35,7 +35,7 @@ ALLOWED = {
     "steploom_engine_worker": {"steploom_protos", "steploom_common", "steploom_kernels"},
     "steploom_distill": {"steploom_common", "steploom_kernels", "steploom_engine_worker"},
     "steploom_loadtest": {"steploom_protos", "steploom_common", "steploom_batcher"},
-    "steploom_benchmarks": {"steploom_protos"},
+    "steploom_benchmarks": {"steploom_protos", "steploom_loadtest"},
     "steploom": set(FOLDERS) - {"steploom", "steploom_benchmarks"},
 }
 # The load tests' simulator drives the pure scheduler; the rest of the batcher is not theirs.
