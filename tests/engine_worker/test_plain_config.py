@@ -264,7 +264,10 @@ def test_the_file_tells_the_backend(tmp_path: Path, file: str, backend: str) -> 
     (tmp_path / "model" / "config.pbtxt").write_text(f"{INPUT} {OUTPUT}")
     (tmp_path / "model" / "1" / file).touch()
     source = Repository(tmp_path).read("model")
-    assert (source.backend, source.spec.config.backend, source.files[1].name) == (backend, backend, file)
+    config = source.spec.config
+    assert (source.backend, config.backend, source.files[1].name) == (backend, backend, file)
+    assert config.default_model_filename == file
+    assert config.platform == ("pytorch_libtorch" if file == "model.pt" else "")
 
 
 def warm(folder: Path, data_type: str, data: str, batch_size: int = 0, max_batch_size: int = 8) -> Source:

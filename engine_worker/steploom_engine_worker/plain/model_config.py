@@ -23,7 +23,8 @@ PYTHON, TORCH = "python", "pytorch"
 # The model's file, by backend; where there are several the first that exists.
 FILES = {PYTHON: ("model.py",), TORCH: ("model.pt", "model.pt2")}
 
-_PLATFORMS = {"": "", "pytorch_libtorch": TORCH}  # older words for a backend
+LIBTORCH = "pytorch_libtorch"  # the platform of TorchScript
+_PLATFORMS = {"": "", LIBTORCH: TORCH}  # older words for a backend
 _MAX_CONFIG_BYTES = 2**20
 _MAX_NAME = 200  # characters
 _MAX_DIMS = 16

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steploom_engine_worker.plain.errors import BrokenModel, UnknownModel
-from steploom_engine_worker.plain.model_config import CONFIG_FILE, FILES, PYTHON, TORCH, completed, read_config
+from steploom_engine_worker.plain.model_config import (
+    CONFIG_FILE,
+    FILES,
+    LIBTORCH,
+    PYTHON,
+    TORCH,
+    completed,
+    read_config,
+)
 from steploom_engine_worker.plain.names import MODEL_NAMES, is_model_name, version_of
 from steploom_engine_worker.plain.spec import ModelSpec, spec_of
 from steploom_engine_worker.plain.warm_up_config import WarmUp, read_warm_ups
@@ -65,7 +73,7 @@ class Repository:
         full = completed(config or read_config(folder), name)
         versions = _chosen(full, _versions(folder))
         files = {version: _file(folder / str(version), full) for version in versions}
-        full.backend = full.backend or _backend_of(files)
+        _note_files(full, files)
         spec = spec_of(full)
         return Source(spec, full.backend, files, read_warm_ups(spec, folder))
 
@@ -116,6 +124,16 @@ def _usual(backend: str) -> Iterator[str]:
     for known, names in FILES.items():
         if backend in ("", known):
             yield from names
+
+
+def _note_files(config: pb.ModelConfig, files: dict[int, Path]) -> None:
+    """What the files tell of a model, and a client may want to know."""
+    config.backend = config.backend or _backend_of(files)
+    names = {file.name for file in files.values()}
+    if len(names) == 1:
+        config.default_model_filename = next(iter(names))
+    if config.backend == TORCH and names == {FILES[TORCH][0]}:
+        config.platform = LIBTORCH
 
 
 def _backend_of(files: dict[int, Path]) -> str:
