@@ -18,7 +18,7 @@ from typing import Protocol
 from steploom_batcher.plain.scheduler import PlainScheduler
 from steploom_batcher.plain.settings import BatchSettings
 from steploom_batcher.plain.statistics import FAILED, INVALID, ModelStatistics, Times
-from steploom_batcher.plain.types import Batch, Item, Outcome, Refused, Version
+from steploom_batcher.plain.types import Batch, Item, Outcome, Refused, Version, Work
 from steploom_protos.worker.v1 import plain_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -122,10 +122,7 @@ class PlainDriver:
             return item.item_id
         self._requests[item.item_id] = _Request(item, payload, answer, now)
         self._idle.clear()
-        self._num_quiet_turns = 0
-        if self._pump_handle is None:
-            self._gathers_until = now + _GATHER_S
-            self._pump_handle = self._loop.call_soon(self._gather)
+        self._gather_soon(now)
         return item.item_id
 
     def cancel(self, item_id: int) -> None:
@@ -179,7 +176,8 @@ class PlainDriver:
             sent = self._sent.pop(report.batch_id, None)
             if sent is not None:
                 self._take(report, sent, now, unix_ms)
-        self._pump()
+        self._hand_out(self._scheduler.ended(), now)
+        self._gather_soon(now)  # who has an answer may have another request: it joins those that wait
 
     def drain(self) -> None:
         """Takes no requests any more."""
@@ -228,6 +226,12 @@ class PlainDriver:
                 statistics.answered(request.item.rows, waited_s, ran_s, report.times)
         self._scheduler.finish(batch.batch_id, Outcome.ANSWERED, now)
 
+    def _gather_soon(self, now: float) -> None:
+        self._num_quiet_turns = 0
+        if self._pump_handle is None:
+            self._gathers_until = now + _GATHER_S
+            self._pump_handle = self._loop.call_soon(self._gather)
+
     def _gather(self) -> None:
         """Requests that come in a burst go together: as long as the next turns of the loop bring more of them."""
         self._num_quiet_turns += 1
@@ -246,7 +250,10 @@ class PlainDriver:
             self._pump_handle.cancel()
             self._pump_handle = None
         now = self._clock()
-        work = self._scheduler.next_batches(now)
+        self._hand_out(self._scheduler.next_batches(now), now)
+        self._arm()
+
+    def _hand_out(self, work: Work, now: float) -> None:
         for batch in work.batches:
             self._sent[batch.batch_id] = _Sent(batch, now)
             self._links[batch.host].send(batch, [self._requests[item_id].payload for item_id in batch.items])
@@ -260,7 +267,6 @@ class PlainDriver:
             request.answer(dropped.refused)
         if not self._requests:
             self._idle.set()
-        self._arm()
 
     def _arm(self) -> None:
         wake_at = self._scheduler.wake_at()

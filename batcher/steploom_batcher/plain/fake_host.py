@@ -78,9 +78,10 @@ class FakeHost(plain_pb2_grpc.ModelHostServicer):
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> AsyncIterator[pb.HostDescription]:
         """See the .proto."""
         while True:
+            changed = self._changed
             models = [self._hosted(name) for name in sorted(self.configs)]
             yield pb.HostDescription(host_id="fake", models=models, is_draining=self.is_draining)
-            await self._changed.wait()
+            await changed.wait()
 
     async def Execute(
         self, request_iterator: AsyncIterator[pb.ExecuteBatches], context: Any

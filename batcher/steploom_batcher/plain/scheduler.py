@@ -174,6 +174,10 @@ class PlainScheduler:
             if len(served.queue):
                 self._pass_time(served, now)
                 self._fill(served, now)
+        return self.ended()
+
+    def ended(self) -> Work:
+        """Of that, what has ended by now, without new batches."""
         work = Work(self._work.batches[:], self._work.dropped[:], self._work.released[:])
         for part in (self._work.batches, self._work.dropped, self._work.released):
             part.clear()

@@ -40,16 +40,12 @@ class News:
     """Wakes all who wait whenever something has changed."""
 
     def __init__(self) -> None:
-        self._changed = asyncio.Event()
+        self.next = asyncio.Event()  # of the next change: take it before you look, and nothing is missed
 
     def tell(self) -> None:
         """Something has changed."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def wait(self) -> None:
-        """Until the next change."""
-        await self._changed.wait()
+        self.next.set()
+        self.next = asyncio.Event()
 
 
 class PlainBatcherService(plain_pb2_grpc.PlainBatcherServicer):
@@ -80,8 +76,9 @@ class PlainBatcherService(plain_pb2_grpc.PlainBatcherServicer):
         """What is served, now and after every change."""
         del request, context
         while True:
+            changed = self._news.next
             yield pb.PlainModels(models=self._side.models, is_draining=self._side.is_draining)
-            await self._news.wait()
+            await changed.wait()
 
     async def Statistics(self, request: pb.PlainStatisticsRequest, context: Context) -> pb.PlainStatistics:
         """Of all models that were ever asked for."""
