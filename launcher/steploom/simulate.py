@@ -159,7 +159,7 @@ def run_simulate(
     try:
         with Console(stderr=True).status("simulating"):
             if has_sweep:
-                report = _swept(plan, rate, seconds)
+                report = _swept(plan, rate, seconds, is_quiet)
             elif trace is not None:
                 report = _of_file(plan, trace, speed, seconds, has_ticks)
             else:
@@ -203,7 +203,7 @@ def _of_file(plan: Plan, path: Path, speed: float, seconds: float | None, has_ti
     return run_simulated(plan.site, load)
 
 
-def _swept(plan: Plan, rate: float | None, seconds: float | None) -> Report:
+def _swept(plan: Plan, rate: float | None, seconds: float | None, is_quiet: bool) -> Report:
     """The rates that a live sweep would try."""
     limits = SweepPlan(
         first=rate or float(plan.site.workers * plan.nodes),
@@ -218,6 +218,8 @@ def _swept(plan: Plan, rate: float | None, seconds: float | None) -> Report:
         return _one(plan, at, limits.length_s(at, plan.classes), False)
 
     def said(point: Point) -> None:
+        if is_quiet:
+            return
         held = ", ".join(f"{tier.tier} {tier.in_time:.1%}{'' if tier.holds else ' no'}" for tier in point.tiers)
         Console(stderr=True).print(f"{point.rate:10.2f}/s: {held}", highlight=False)
 

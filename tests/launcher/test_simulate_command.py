@@ -74,6 +74,14 @@ def test_a_sweep_tells_what_each_tier_bears_on_several_hosts(run: Run) -> None:
     assert done.returncode == ExitCode.OK, done.stderr
     assert "free: 99 of 100 in time up to " in done.stdout
     assert "knee" in done.stdout
+    assert "/s: free " in done.stderr
+
+
+def test_a_quiet_sweep_says_nothing_but_where_its_files_are(run: Run, tmp_path: Path) -> None:
+    few = ("simulate", "--sweep", "--costs", "two-cores", "--seconds", 5, "--steps", "2", "--mix", "free=1")
+    done = run(*few, "--deadline", "3", "-q", "-o", tmp_path)
+    assert (done.returncode, done.stderr.strip()) == (ExitCode.OK, "")
+    assert len(done.stdout.splitlines()) == 3
 
 
 def test_settings_of_the_batcher_count(run: Run, tmp_path: Path) -> None:
