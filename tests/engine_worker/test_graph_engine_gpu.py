@@ -21,7 +21,7 @@ from adapted_model import list_adapters
 from steploom_common.arena import Arena, ArenaViews
 from steploom_engine_worker.config import WorkerConfig
 from steploom_engine_worker.engine import Job, ReadAdapter, Stage
-from steploom_engine_worker.errors import EXIT_FATAL
+from steploom_engine_worker.errors import EXIT_FATAL, EXIT_STUCK
 from steploom_engine_worker.graph_engine import GraphEngine, load_graph_engine
 from steploom_engine_worker.readiness import PLAIN
 from steploom_engine_worker.torch_engine import TorchEngine, load_torch_engine
@@ -273,15 +273,29 @@ def test_memory_that_cuda_does_not_take_is_staged_and_breaks_no_kernel(
     draw(half, [make_job()])
 
 
-@pytest.mark.parametrize("poison", ["poison-assertion", "poison-address"])
+@pytest.mark.parametrize(
+    ("poison", "code", "words"),
+    [
+        ("poison-assertion", EXIT_FATAL, "the engine cannot go on: "),
+        ("poison-address", EXIT_FATAL, "the engine cannot go on: "),
+        ("poison-hang", EXIT_STUCK, "the worker is stuck: the "),
+    ],
+)
 def test_a_poisoned_gpu_ends_the_process_with_a_code_of_its_own(
-    adapted_dir: Path, make_job: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poison: str
+    adapted_dir: Path,
+    make_job: Callable[..., Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    poison: str,
+    code: int,
+    words: str,
 ) -> None:
-    """A kernel that writes to where nothing is, and one that reads behind the end of an array."""
+    """A kernel that writes to where nothing is, one that reads behind an array, and one that does not end."""
     monkeypatch.setenv("PYTHONPATH", faulty_worker.python_path())
     (tmp_path / "faults").mkdir()
     (tmp_path / "faults" / poison).write_text("now")
-    settings = asdict(config(adapted_dir, device="cuda", dtype="float16", denoise_buckets=(3,)))
+    limits = {"tick_timeout_s": 3.0} if code == EXIT_STUCK else {}
+    settings = asdict(config(adapted_dir, device="cuda", dtype="float16", denoise_buckets=(3,), **limits))
     (tmp_path / "w.toml").write_text(to_toml({"worker": settings}))
     address = f"unix:{tmp_path}/w.sock"
     command = [sys.executable, faulty_worker.__file__, str(tmp_path / "faults"), "--config", str(tmp_path / "w.toml")]
@@ -291,8 +305,8 @@ def test_a_poisoned_gpu_ends_the_process_with_a_code_of_its_own(
             _, errors = process.communicate(timeout=120)
         finally:
             process.kill()
-    assert process.returncode == EXIT_FATAL, errors
-    assert "the engine cannot go on: " in errors
+    assert process.returncode == code, errors
+    assert words in errors
 
 
 def drive(address: str, job: Job) -> bool:

@@ -2,8 +2,8 @@
 
 It is the real process over the real engine for GPUs, on whatever device its settings name. Each file in the folder
 FAULTS is a fault to come: its name says where, its text which (see `device_faults`). A fault that has come is removed,
-unless its text ends with `always`: so what is started again can go on. `poison-assertion` and `poison-address`, of any
-text, break a GPU indeed.
+unless its text ends with `always`: so what is started again can go on. `poison-assertion`, `poison-address` and
+`poison-hang`, of any text, break a GPU indeed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from steploom_engine_worker.engine import Costs, Done, Engine, Pending
 from steploom_engine_worker.graph_engine import GraphEngine, load_graph_engine
 from steploom_engine_worker.warmup import warm_up
 
+HANG_CYCLES = 600 * 10**9  # of a GPU: some minutes, should nobody end the process before
 STEPS_BEFORE = 3  # a fault in a denoise tick comes when a job has done so many
 
 
@@ -45,19 +46,22 @@ class FaultyEngine(GraphEngine):
         if not self.is_armed or max(steps) < STEPS_BEFORE:
             return super().denoise(slots, steps, previewed)
         self._meet("launch")
-        if self._take("poison-assertion"):
+        if self._came("poison-assertion"):
             self.slots.latents[torch.tensor([1 << 40], device=self._device)]
-        if self._take("poison-address"):
+        if self._came("poison-address"):
             _write_anywhere(self._device)
+        if self._came("poison-hang"):
+            with self._main.working():
+                torch.cuda._sleep(HANG_CYCLES)  # type: ignore[no-untyped-call]
         return _Faulty(super().denoise(slots, steps, previewed), self)
 
     def _meet(self, place: str) -> None:
         """Raises the fault that is to come here, if one is."""
-        name = self._take(place)
+        name = self._came(place)
         if name:
             raise fault(name)
 
-    def _take(self, place: str) -> str:
+    def _came(self, place: str) -> str:
         file = self.faults / place
         if not file.exists():
             return ""
