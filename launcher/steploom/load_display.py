@@ -34,7 +34,7 @@ class Display:
         self._console = console
         self._is_quiet = is_quiet
         is_shown = console.is_terminal and not is_quiet
-        self._progress = Progress(*columns, console=console, transient=True, disable=not is_shown)
+        self._progress = Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not is_shown)
         self._state: _Running | None = None
 
     def __enter__(self) -> Display:
@@ -90,7 +90,7 @@ class _Running:
         ended, done = self.ends.total(), self.ends[OK]
         pictures = f"pictures {done}, in time {self.num_good}, without {ended - done}"
         told = f"sent {sent}, open {max(0, sent - ended)}, {pictures}"
-        self.progress.update(self.task, completed=min(now, self.load.seconds), told=told)
+        self.progress.update(self.task, completed=min(now, self.load.seconds), told=told, refresh=True)
 
 
 class _Following:
