@@ -6,8 +6,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
+from random import Random
 from typing import Any
 
 import grpc
@@ -401,6 +403,42 @@ async def test_a_stream_of_batches_sees_no_gap_when_a_model_is_loaded_anew(house
     await loading
     assert seen == sorted(seen)
     assert numbers((await house.run("double", item([[1]]))).items[0]) == [[7]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_batches_end_once_whatever_becomes_of_their_model(repository: Path, tmp_path: Path, seed: int) -> None:
+    """Loads, loads anew, broken loads and unloads, in any order, beside batches: all have an end, and the right one."""
+    random = Random(seed)
+    write_model(repository, "m", times(2), ONE_INPUT + "instance_group { count: 3 }")
+    write_model(repository, "double")
+
+    async def change() -> None:
+        for _ in range(25):
+            code = random.choice([times(random.randint(2, 5)), "raise RuntimeError"])
+            write_model(repository, "m", code, ONE_INPUT + "instance_group { count: 3 }")
+            with suppress(grpc.aio.AioRpcError):  # not loaded, busy, or broken
+                await (house.unload("m") if random.random() < 0.4 else house.load("m"))
+
+    async def send(number: int) -> None:
+        while not (changing[0].done() and changing[1].done()):
+            items = [item([[number]]), item([[number + 1]])]
+            done = await house.run("m", *items)
+            if done.HasField("error"):
+                assert done.error.kind == pb.ERROR_KIND_UNAVAILABLE, done.error.message
+            else:
+                first, second = (numbers(answer)[0][0] for answer in done.items)
+                assert first / number == second / (number + 1)
+                assert first / number in (2, 3, 4, 5)
+            neighbour = await house.run("double", item([[number]]))
+            assert numbers(neighbour.items[0]) == [[2 * number]]
+
+    async with open_house(repository, tmp_path) as house:
+        changing = [asyncio.create_task(change()) for _ in range(2)]
+        await asyncio.gather(*(send(number) for number in range(1, 9)), *changing)
+        write_model(repository, "m", times(7))
+        await house.load("m")
+        assert numbers((await house.run("m", item([[1]]))).items[0]) == [[7]]
+    await becomes(lambda: not any(thread.name.startswith(("m/", "double/")) for thread in threading.enumerate()))
 
 
 async def test_a_model_that_cannot_be_loaded_anew_serves_on(house: House, repository: Path) -> None:

@@ -91,6 +91,7 @@ class House:
         self._done: dict[int, pb.BatchDone] = {}
         self._last_id = 0
         self._reading = asyncio.Lock()
+        self._writing = asyncio.Lock()
 
     async def send(self, model: str, *items: pb.Item, version: int = 0) -> int:
         """Sends a batch; returns its id."""
@@ -102,7 +103,8 @@ class House:
         for model, items in batches:
             self._last_id += 1
             message.batches.add(batch_id=self._last_id, model=model, version=version, items=items)
-        await self._call.write(message)
+        async with self._writing:
+            await self._call.write(message)
         return [batch.batch_id for batch in message.batches]
 
     async def answer(self, batch_id: int) -> pb.BatchDone:

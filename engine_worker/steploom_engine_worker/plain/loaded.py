@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from itertools import count
 from queue import SimpleQueue
 
 from steploom_common.arena import ArenaViews
@@ -22,6 +23,8 @@ OnFatal = Callable[[BaseException], None]
 
 _PACKAGE = "steploom_plain_models"  # below which the code of models is known
 _MAX_REASON = 500  # characters
+
+_loads = count(1)  # of the whole process: code that is known under a name is not read again
 
 
 class LoadedModel:
@@ -44,7 +47,7 @@ class LoadedModel:
         self.versions = tuple(sorted(source.files))
         self._queues: dict[int, Queue] = {version: SimpleQueue() for version in self.versions}
         self._origins = {
-            version: Origin(source.spec, source.backend, file, f"{_PACKAGE}.g{generation}v{version}_{source.spec.name}")
+            version: Origin(source.spec, source.backend, file, f"{_PACKAGE}.load_{next(_loads)}_{source.spec.name}")
             for version, file in source.files.items()
         }
         self._instances = [
