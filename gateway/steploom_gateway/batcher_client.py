@@ -133,7 +133,10 @@ class BatcherClient:
         retry = _FIRST_RETRY_S
         while True:
             self._look.clear()
+            had_workers = self.has_workers
             is_serving = await self._refresh()
+            if self.has_workers != had_workers and is_serving == self.is_serving:
+                await self._on_change(is_serving)  # without workers it is plain models that serve
             if is_serving != self.is_serving:
                 self.is_serving = is_serving
                 log.info("the batcher at %s is %s", self.address, "serving" if is_serving else "not serving")

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from steploom_loadtest.bench import capacity, control_plane, foresight, gpu, overload, policies, single
+from steploom_loadtest.bench import capacity, control_plane, foresight, gpu, overload, plain, policies, single
 from steploom_loadtest.bench.outcome import CannotRun, DeviceOptions, Options, Outcome, markdown, show
 from steploom_loadtest.child import StackError
 from steploom_loadtest.traces import MIXES
@@ -31,8 +31,10 @@ BENCHMARKS: dict[str, Callable[[Options], Outcome]] = {
     foresight.NAME: foresight.run,
     capacity.NAME: capacity.run,
     gpu.NAME: gpu.run,
+    plain.NAME: plain.run,
 }
-_BY_NAME_ONLY = {gpu.NAME, foresight.NAME, capacity.NAME}  # a device, a quiet machine, or minutes are needed
+# a device, a quiet machine, or minutes are needed
+_BY_NAME_ONLY = {gpu.NAME, foresight.NAME, capacity.NAME, plain.NAME}
 _SECONDS = {gpu.NAME: 10.0}  # where none are asked for: ten loads, of a device whose time is dear
 _DEFAULT_SECONDS = 60.0
 
