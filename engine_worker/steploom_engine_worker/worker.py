@@ -188,6 +188,8 @@ class Worker:
         self._limits = limits
         self._drive, self._land_pulse = Pulse("driving"), Pulse("landing")
         self._watch = Watch((self._drive, self._land_pulse), self._give_up, self._look)
+        self._limits_of: Costs | None = None  # the costs from which the limits of ticks follow
+        self._limits_s: dict[Stage, float] = {}
         self._is_preparing = False
         self._num_looks = 0  # of the watch, while something was prepared
         self._arena_directory = arena_directory
@@ -333,10 +335,13 @@ class Worker:
             self._is_preparing = False
 
     def _limit_s(self, stage: Stage) -> float:
-        """Of a tick."""
-        return self._limits.tick.limit_s(
-            max((seconds for (of, _), seconds in self.offer.costs.items() if of == stage), default=0.0)
-        )
+        """Of a tick; on any thread of the worker."""
+        costs = self.offer.costs
+        if self._limits_of is not costs:
+            dearest = {each: max((s for (of, _), s in costs.items() if of == each), default=0.0) for each in Stage}
+            self._limits_s = {each: self._limits.tick.limit_s(seconds) for each, seconds in dearest.items()}
+            self._limits_of = costs
+        return self._limits_s[stage]
 
     def _describe(self, costs: Costs) -> Ready:
         engine = self._engine
