@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 SERVICE_NAME = image_pb2.DESCRIPTOR.services_by_name["ImageService"].full_name
 
 _NO_PLAIN = PlainConfig()
+_QUIET_TURNS = 20  # of the loop without a new call, after which none is on its way
+_LAST_TURNS = 200  # of the loop at most, while calls come without a pause
+_TURN_S = 0.01
 _LAST_WORDS_S = 1.0  # for answers that are on their way when the server ends
 
 
@@ -145,11 +148,26 @@ class Gateway:
         log.info("draining: %d open", self.service.num_open + self.plain.num_open)
         all_idle = asyncio.gather(self.service.wait_idle(), self.plain.wait_idle())
         if await shutdown.grace(all_idle, self._config.drain_s):
+            await self._take_last_calls()
             return
         log.warning("%d requests are cut off", self.service.num_open + self.plain.num_open)
         self._submissions.end()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.service.wait_idle(), _LAST_WORDS_S)
+
+    async def _take_last_calls(self) -> None:
+        """Calls that have come to gRPC and not to us yet are refused like the others.
+
+        With gRPC's server they would end with CANCELLED, as if their callers had wished it. Turns are counted and not
+        time: a machine that stalls takes time, and leaves turns.
+        """
+        quiet, seen = 0, self.service.num_turned_away
+        for _ in range(_LAST_TURNS):
+            await asyncio.sleep(_TURN_S)
+            quiet = quiet + 1 if seen == self.service.num_turned_away else 0
+            seen = self.service.num_turned_away
+            if quiet == _QUIET_TURNS:
+                return
 
     async def close(self) -> None:
         """Ends everything that is left, and removes the shared memory."""

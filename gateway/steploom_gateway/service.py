@@ -66,6 +66,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         self._tools = tools
         self._metrics = metrics
         self._tracer = tracer
+        self.num_turned_away = 0  # edits that came while it drained
         self._is_draining = False
         self._num_open = 0
         self._idle = asyncio.Event()
@@ -165,6 +166,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
 
     def _enter(self) -> Catalogue:
         if self._is_draining:
+            self.num_turned_away += 1
             raise Unavailable("the gateway is draining")
         if self._batcher.catalogue is None:
             raise Unavailable("no worker has been up yet")

@@ -85,6 +85,16 @@ async def test_drain_refuses_new_edits_and_finishes_open_ones(house: House) -> N
     assert await health_of(house) == NOT_SERVING
 
 
+async def test_calls_that_come_with_the_end_are_refused_and_not_cancelled(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        calls = [asyncio.create_task(status_of(house.stub.Edit(request()))) for _ in range(200)]
+        await asyncio.sleep(0)  # they are sent, and none has been looked at
+        await house.gateway.drain(Shutdown())
+        await house.gateway.close()
+        statuses = {error.code() for error in await asyncio.gather(*calls)}
+        assert statuses == {grpc.StatusCode.UNAVAILABLE}
+
+
 @pytest.mark.parametrize("is_forced", [False, True])
 async def test_what_outlives_the_grace_is_cut_off_with_push_back(tmp_path: Path, is_forced: bool) -> None:
     async with opened(tmp_path, drain_s=60.0 if is_forced else 0.05) as house:

@@ -21,6 +21,7 @@ BACK_S = 60.0
 JOBS = 16  # that are open when a fault comes under load
 _PATIENCE_S = 120.0  # of a caller
 _AGAIN_S = 0.05  # between a caller's tries
+_LAST_LINES = 60  # of the log, in messages
 
 BAD_WORDS = ("Traceback", "Task was destroyed", "never retrieved", "never awaited")
 
@@ -72,15 +73,19 @@ async def ask(client: Client, seed: int, instruction: str = "put on sunglasses",
     return End("OK")
 
 
-async def ask_until_back(client: Client, outcome: Outcome) -> None:
+async def ask_until_back(stack: Stack, client: Client, outcome: Outcome) -> None:
     """One request after the other, until one gets its picture."""
     begin = time.monotonic()
-    async with asyncio.timeout(BACK_S):
-        while True:
-            outcome.later.append(end := await ask(client, 1))
-            if end.is_ok:
-                break
-            await asyncio.sleep(_AGAIN_S)
+    try:
+        async with asyncio.timeout(BACK_S):
+            while True:
+                outcome.later.append(end := await ask(client, 1))
+                if end.is_ok:
+                    break
+                await asyncio.sleep(_AGAIN_S)
+    except TimeoutError:
+        said = "\n".join(stack.log.splitlines()[-_LAST_LINES:])
+        raise AssertionError(f"not {outcome}\nprocesses: {stack.pids()}\n{said}") from None
     outcome.back_s = time.monotonic() - begin
 
 
@@ -96,11 +101,19 @@ async def open_requests(stack: Stack, client: Client, outcome: Outcome) -> Async
 
     await asyncio.to_thread(stack.wait_until, are_open, BACK_S)
     with stack.paused("worker-0"):
-        submitted = (await asyncio.to_thread(stack.status)).submitted
         asked.append(asyncio.create_task(ask(client, JOBS)))  # the others may have ended before the pause
-        await asyncio.to_thread(stack.wait_until, lambda status: status.submitted > submitted, BACK_S)
+
+        def all_have_come(status: StatusResponse) -> bool:
+            return num_jobs(status) == sum(not task.done() for task in asked)
+
+        await asyncio.to_thread(stack.wait_until, all_have_come, BACK_S)
         yield
     outcome.open += await asyncio.gather(*asked)
+
+
+def num_jobs(status: StatusResponse) -> int:
+    """Jobs that the batcher has."""
+    return sum(tier.queued + tier.running for tier in status.tiers)
 
 
 class Traces:

@@ -45,6 +45,7 @@ LOADS = ("idle", "load")
 
 # What callers may be told: how the details begin, and seconds after which to try again.
 OF_THE_CONNECTION = ("", None)  # gRPC's own words
+CUT = End("CANCELLED", "CANCELLED")
 LOST = ("the batcher cannot be reached; it is expected back", 1.0)
 DRAINING = ("the gateway is draining", 1.0)
 STOPPING = ("the service is draining", 1.0)
@@ -53,7 +54,11 @@ NO_WORKER = ("no worker has been up yet", 1.0)
 
 @dataclass(frozen=True)
 class Promise:
-    """Of requests that do not get their picture; their status is UNAVAILABLE."""
+    """Of requests that do not get their picture; their status is UNAVAILABLE.
+
+    gRPC's own word for what comes in the very moment of a server's end is CANCELLED: a gateway leaves no time for it,
+    unless the machine does.
+    """
 
     open: tuple[tuple[str, float | None], ...] = ()  # that were open when the signal came; empty: all get theirs
     later: tuple[tuple[str, float | None], ...] = ()  # that came while the process was away
@@ -93,7 +98,7 @@ async def test_signal(stack: Stack, target: str, number: signal.Signals, load: s
 
     async def strike() -> None:
         send(number, [stack.pids()[target]])
-        asking.append(asyncio.create_task(ask_until_back(client, outcome)))
+        asking.append(asyncio.create_task(ask_until_back(stack, client, outcome)))
         if number == signal.SIGSTOP:
             await asyncio.sleep(STOPPED_S)
             send(signal.SIGCONT, [stack.pids()[target]])
@@ -132,7 +137,7 @@ async def test_deadly_signal_to_all(directory: Path, number: signal.Signals, loa
             assert not [name for name in files_of(stack) if name.endswith(".sock")]
     with running(directory, TABLES) as again:  # over what the other has left
         async with Client(again.gateway) as client:
-            await ask_until_back(client, outcome)
+            await ask_until_back(again, client, outcome)
         outcome.back_s = time.monotonic() - begin
         print(outcome)
         check(outcome, PROMISES["all", number])
@@ -146,7 +151,7 @@ async def test_all_stand_still_for_a_while(stack: Stack, load: str) -> None:
 
     async def strike() -> None:
         send(signal.SIGSTOP, everyone)
-        asking.append(asyncio.create_task(ask_until_back(client, outcome)))
+        asking.append(asyncio.create_task(ask_until_back(stack, client, outcome)))
         await asyncio.sleep(STOPPED_S)
         send(signal.SIGCONT, everyone)
 
@@ -180,6 +185,8 @@ def send(number: signal.Signals, pids: list[int]) -> None:
 def check(outcome: Outcome, promise: Promise) -> None:
     for ends, allowed in ((outcome.open, promise.open), (outcome.later, promise.later)):
         for end in failures(ends):
+            if end == CUT and OF_THE_CONNECTION in allowed:
+                continue
             assert end.status == "UNAVAILABLE", end
             assert any(is_told(end, *words) for words in allowed), end
     if promise.open and outcome.open:  # some were held open until the signal came

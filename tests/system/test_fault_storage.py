@@ -51,7 +51,7 @@ async def test_no_shared_memory(start_stack: Callable[[Tables], Stack], load: st
             if load == "load":
                 async with open_requests(stack, client, outcome):
                     pass
-            await ask_until_back(client, outcome)
+            await ask_until_back(stack, client, outcome)
     print(outcome)
     assert not failures([*outcome.open, *outcome.later])
     assert "pictures travel in messages: File too large" in stack.log
@@ -72,7 +72,7 @@ async def test_no_room_for_the_log(start_stack: Callable[[Tables], Stack], load:
                     await many_lines(channel)
             else:
                 await many_lines(channel)
-            await ask_until_back(client, outcome)
+            await ask_until_back(stack, client, outcome)
         print(outcome)
         assert not failures([*outcome.open, *outcome.later])
         await ask(client, 1)
@@ -111,7 +111,7 @@ async def test_no_room_in_the_runtime_folder(start_stack: Callable[[Tables], Sta
                 await strike()
         else:
             await strike()
-        await ask_until_back(client, outcome)
+        await ask_until_back(stack, client, outcome)
     print(outcome)
     assert config.read_text() == before
     assert not failures([*outcome.open, *outcome.later])

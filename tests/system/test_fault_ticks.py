@@ -43,7 +43,7 @@ async def test_tick(stack: Stack, instruction: str, load: str) -> None:
         else:
             bad = asyncio.create_task(ask(client, 99, instruction))
         end = await bad
-        await ask_until_back(client, outcome)
+        await ask_until_back(stack, client, outcome)
     print(outcome, end)
     assert (end.status, end.retry_after) == ("INTERNAL", None), end
     assert end.details.startswith(FAILED), end
@@ -63,7 +63,7 @@ async def test_tick_that_fails_once(start_stack: Callable[[Tables], Stack], load
             asked = [asyncio.create_task(ask(client, seed, steps=FAIL_TICK)) for seed in range(num_jobs)]
             await asyncio.to_thread(stack.wait_until, lambda status: status.submitted == num_jobs, BACK_S)
         outcome.open += await asyncio.gather(*asked)
-        await ask_until_back(client, outcome)
+        await ask_until_back(stack, client, outcome)
     print(outcome)
     assert f"tick {FAIL_TICK} fails as it was told to" in stack.log
     assert [end.status for end in failures(outcome.open)] == ([] if load == "load" else ["INTERNAL"])
