@@ -12,7 +12,7 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -104,6 +104,9 @@ def _make_way(path: Path) -> None:
     raise FileExistsError(17, "another service listens there", str(path))
 
 
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns a `SteploomError` into its status and details, and anything else into INTERNAL with an error id.
 
@@ -117,6 +120,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, unread_s: float | None = None) -> None:
         self._unread_s = unread_s
+        self._guarded: dict[str, tuple[_Handler, _Handler]] = {}  # by method: the handler and what stands around it
 
     async def intercept_service(
         self,
@@ -126,6 +130,13 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return handler
+        method = str(handler_call_details.method)
+        known = self._guarded.get(method)
+        if known is None or known[0] is not handler:
+            known = self._guarded[method] = handler, self._around(handler)
+        return known[1]
+
+    def _around(self, handler: _Handler) -> _Handler:
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 _guard_unary(handler.unary_unary), _tolerant(handler.request_deserializer), handler.response_serializer

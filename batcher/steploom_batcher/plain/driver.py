@@ -23,8 +23,8 @@ from steploom_protos.worker.v1 import plain_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-_QUIET_TURNS = 4  # of the loop, some tens of microseconds: gRPC takes several to hand over a request
-_GATHER_S = 0.002  # that requests gather at most, where they keep coming: a loop that is so busy has no idle host
+_QUIET_TURNS = 8  # of the loop, some tens of microseconds: gRPC takes several to hand over a request
+_GATHER_S = 0.003  # that requests gather at most, where they keep coming: a loop that is so busy has no idle host
 
 Answer = Callable[[pb.ItemDone | Refused], None]
 """Told the end of a request, once."""
