@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
+from weakref import WeakValueDictionary
 
 from steploom_batcher.adapter_offers import AdapterOffers, AdapterStatus
 from steploom_batcher.messages import AdapterChanged, AdapterVersion, DropAdapter, LoadAdapter
@@ -50,7 +52,7 @@ class AdapterChanges:
         self._end_job = end_job
         self._offers: defaultdict[str, AdapterOffers] = defaultdict(AdapterOffers)  # by model
         self._models: dict[str, str] = {}  # by worker that is up
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model: one change at a time
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()  # by model and adapter
         self._asked: dict[int, _Asked] = {}
         self._change_ids = count(1)
         self._is_untidy = False  # a worker may have what nobody needs
@@ -118,7 +120,7 @@ class AdapterChanges:
             FailedPrecondition: a worker cannot have it. What was offered before still is.
             Unavailable: no worker is up.
         """
-        async with self._locks[model]:
+        async with self._alone(model, name):
             offers = self._offers[model]
             offers.begin_load(name)
             digest, problem = "", "it was given up"
@@ -142,7 +144,7 @@ class AdapterChanges:
         Raises:
             NotFound: there is none of that name.
         """
-        async with self._locks[model]:
+        async with self._alone(model, name):
             offers = self._offers[model]
             if not offers.is_known(name):
                 raise NotFound("adapter", name, list(offers.offered))
@@ -161,6 +163,13 @@ class AdapterChanges:
                 if (worker, version.name, version.digest) not in under_way:
                     self._drop(worker, version.name, version.digest)
         self._is_untidy = any(offers.obsolete(()) for offers in self._offers.values())
+
+    @asynccontextmanager
+    async def _alone(self, model: str, name: str) -> AsyncIterator[None]:
+        """One change of an adapter at a time; who waits, or is at it, keeps its lock alive."""
+        lock = self._locks.setdefault((model, name), asyncio.Lock())
+        async with lock:
+            yield
 
     async def _load(self, model: str, name: str) -> str:
         """The digest of what all workers have loaded."""

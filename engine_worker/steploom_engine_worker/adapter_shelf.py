@@ -102,7 +102,8 @@ class Shelf:
     def renew(self, version: AdapterVersion) -> None:
         """Makes a version that is there the latest of its name."""
         renewed = next(item for item in self._held if item.version == version)
-        self._held = _joined([item for item in self._held if item is not renewed], renewed)
+        if self.find(version.name) is not renewed:
+            self._held = _joined([item for item in self._held if item is not renewed], renewed)
 
     def drop(self, name: str, digest: str) -> int | None:
         """Forgets a version; its number, or None where it was not there."""

@@ -414,7 +414,12 @@ class Worker:
         elif command.at_once:
             self._take(self._read(session, command))
         else:
-            self._reader.submit(lambda: self._box.put(self._read(session, command)))
+            self._reader.submit(self._read_beside, session, command)
+
+    def _read_beside(self, session: Session, command: LoadAdapter) -> None:
+        """On the thread that reads; not for a batcher that has gone meanwhile."""
+        if session.is_open:
+            self._box.put(self._read(session, command))
 
     def _read(self, session: Session, command: LoadAdapter) -> _Read:
         """On any thread; a stage may be under way."""

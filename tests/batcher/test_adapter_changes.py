@@ -158,6 +158,26 @@ def test_a_load_that_fails_on_one_worker_is_undone_on_the_others(
     play(scenario())
 
 
+def test_changes_of_one_adapter_go_one_after_the_other_and_hold_up_no_other() -> None:
+    async def scenario() -> None:
+        async with rig() as here:
+            adapters = here.driver.adapters
+            put(here, version("1"), seconds=5.0)
+            slow = asyncio.create_task(adapters.load(MODEL, "late"))
+            await asyncio.sleep(0.1)
+            assert adapters.statuses(MODEL)[1].state is AdapterState.LOADING
+            behind = asyncio.create_task(adapters.unload(MODEL, "late"))
+            await adapters.unload(MODEL, "student")
+            assert not slow.done()
+            await asyncio.gather(slow, behind)
+            assert here.loop.time() > 5.0
+            with pytest.raises(LookupError):
+                submit(here, "a", "late")
+            assert not adapters._locks
+
+    play(scenario())
+
+
 def test_names_that_are_nowhere() -> None:
     async def scenario() -> None:
         async with rig() as here:

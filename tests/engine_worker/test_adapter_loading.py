@@ -40,6 +40,15 @@ def graph_engine(root: Path) -> TorchEngine:
     return GraphEngine(load_model(root), 4, 8, CPU, torch.float32, BUCKETS, spare_adapters=2)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from more, and wait for them on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=[plain_engine, graph_engine])
 def make(request: pytest.FixtureRequest) -> Make:
     made: Make = request.param
@@ -98,6 +107,26 @@ def test_draws_as_an_engine_that_had_it_from_the_start(make: Make, root: Path, m
     job = make_job(adapter="late")
     torch.testing.assert_close(latents_of(engine, job), latents_of(make(root), job), rtol=0, atol=TOLERANCE)
     assert not torch.allclose(latents_of(engine, job), latents_of(engine, make_job()), atol=0.1)
+
+
+def test_a_model_that_had_none(make: Make, root: Path, make_job: Callable[..., Job]) -> None:
+    list_adapters(root)
+    engine = make(root)
+    plain = latents_of(engine, make_job())
+    for name in ("late", "style"):
+        load(engine, name)
+    jobs = [make_job(adapter=name, seed=number) for number, name in enumerate(("", "late", "style", "late"))]
+    knows_all = plain_engine(root_with(root, "late", "style"))
+    expected = [latents_of(knows_all, job) for job in jobs]
+    for slot, job in enumerate(jobs):
+        begin(engine, slot, job)
+    steps(engine, [2, 0, 3, 1], 0, 3)
+    for slot, latents in enumerate(expected):
+        torch.testing.assert_close(engine.slots.latents[slot], latents, rtol=0, atol=TOLERANCE)
+        engine.release(slot)
+    for version in engine.model.versions:
+        engine.drop_adapter(version.name, version.digest)
+    torch.testing.assert_close(latents_of(engine, make_job()), plain, rtol=0, atol=TOLERANCE)
 
 
 def test_jobs_in_slots_do_not_notice(make: Make, root: Path, make_job: Callable[..., Job]) -> None:

@@ -26,7 +26,7 @@ from steploom_engine_worker.commands import (
     TickStatus,
 )
 from steploom_engine_worker.config import FakeConfig, WorkerConfig
-from steploom_engine_worker.engine import Job, ReadAdapter, Stage
+from steploom_engine_worker.engine import Costs, Job, ReadAdapter, Stage
 from steploom_engine_worker.errors import AdapterRefused, FatalEngineError
 from steploom_engine_worker.fake_engine import FakeEngine, draw
 from steploom_engine_worker.worker import Worker
@@ -45,11 +45,16 @@ class Reading(FakeEngine):
         self.may_read.set()
         self.begun = threading.Event()
         self.error: Exception | None = None  # of taking an adapter
+        self.asked = threading.Semaphore(0)  # how often there was time to prepare
 
     def read_adapter(self, name: str) -> ReadAdapter:
         self.begun.set()
         assert self.may_read.wait(PATIENCE_S)
         return super().read_adapter(name)
+
+    def prepare(self) -> Costs | None:
+        self.asked.release()
+        return None
 
     def put_adapter(self, adapter: ReadAdapter) -> None:
         if self.error is not None:
@@ -139,6 +144,15 @@ def test_ticks_run_while_an_adapter_is_read(house: House) -> None:
     assert house.worker.offer.model.versions == news.versions  # for the next batcher
     house.begin(0, "late", digest)
     assert house.drawn(0) == drawn_with("late", digest)
+
+
+def test_the_engine_may_prepare_again_once_it_has_one_more(house: House) -> None:
+    """Its smaller buckets, on a GPU."""
+    assert house.engine.asked.acquire(timeout=PATIENCE_S)  # and has said that there is nothing
+    assert not house.engine.asked.acquire(blocking=False)
+    house.write("late", "1")
+    assert not house.load("late").error
+    assert house.engine.asked.acquire(timeout=PATIENCE_S)
 
 
 def test_what_comes_after_a_load_at_once_has_it(house: House) -> None:
