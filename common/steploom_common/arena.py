@@ -114,6 +114,14 @@ class Arena:
         """A copy of the picture at the start of a region of this arena."""
         return _picture(self._map, region, height, width).copy()
 
+    def put(self, offset: int, data: bytes) -> None:
+        """Copies bytes to a place within a block that is borrowed."""
+        self._map[offset : offset + len(data)] = data
+
+    def get(self, offset: int, size: int) -> bytes:
+        """A copy of bytes within a block that is borrowed."""
+        return self._map[offset : offset + size]
+
     def close(self) -> None:
         """Removes the file; maps that others hold stay valid."""
         self.path.unlink(missing_ok=True)

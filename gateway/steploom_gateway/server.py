@@ -91,7 +91,7 @@ class Gateway:
         self.plain_runner: Runner = (
             SharedQueue(config.batcher, internal, self._plain_changed)
             if plain.queue == "batcher"
-            else OwnQueue(plain, hosts, internal, self._plain_changed)
+            else OwnQueue(plain, hosts, internal, self._plain_changed, arena_dir)
         )
         self.plain = PlainInference(config, self.plain_runner, regions, lambda: self.batcher.has_workers)
         self.inference = oip.InferenceService(

@@ -76,6 +76,7 @@ async def opened_plain(
     instances: int = 1,
     plain: PlainConfig | None = None,
     repository: Path | None = None,
+    arena_dir: Path | None = None,
     **settings: Any,
 ) -> AsyncIterator[PlainHouse]:
     """A house of plain models alone; there are no engine workers. With a repository, its host is a real one."""
@@ -94,7 +95,7 @@ async def opened_plain(
     config = GatewayConfig(
         **{"listen": "127.0.0.1:0", "metrics_listen": "", "batcher": address, "poll_s": 0.05, **settings}
     )
-    gateway = Gateway(config, folder, plain=table, hosts=addresses)
+    gateway = Gateway(config, arena_dir or folder, plain=table, hosts=addresses)
     await gateway.start()
     channel = grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}", [("grpc.max_receive_message_length", 2**28)])
     try:

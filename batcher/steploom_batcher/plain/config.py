@@ -47,6 +47,15 @@ class PlainConfig(PlainSchedulerConfig):
         "where requests wait: in the gateway, which costs least, or in the batcher, where several gateways share one",
         choices=("gateway", "batcher"),
     )
+    shared_memory_bytes: int = setting(
+        256 * 2**20,
+        "bytes of shared memory for tensors between a gateway and hosts of its machine; 0: all travel in messages",
+        at_least=0,
+        at_most=2**40,
+    )
+    shared_memory_from_bytes: int = setting(
+        128 * 2**10, "bytes of a request's tensors from which on they go there", at_least=1, at_most=2**30
+    )
     batch_timeout_s: float = setting(
         120.0, "seconds without an answer to any batch after which a host counts as lost", above=0, at_most=86_400
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from steploom_batcher.plain.causes import refusal_error
 from steploom_batcher.plain.config import PlainConfig
@@ -15,6 +16,7 @@ from steploom_common.internal import Internal
 from steploom_gateway.plain.model import PlainModel
 from steploom_gateway.plain.request import PlainOrder
 from steploom_gateway.plain.runner import updated
+from steploom_gateway.plain.tensor_memory import Loan, TensorMemory
 from steploom_protos.batcher.v1 import plain_pb2 as batcher_pb
 from steploom_protos.worker.v1 import plain_pb2 as host_pb
 
@@ -27,14 +29,24 @@ class OwnQueue:
         hosts: addresses of model hosts; none: there are no plain models.
         internal: how they are reached.
         on_change: told after each change of what is served.
+        directory: of shared memory for large tensors, where the hosts are on this machine.
 
     Raises:
         ConfigError: a host would be reached in the clear over a network.
     """
 
     def __init__(
-        self, config: PlainConfig, hosts: Sequence[str], internal: Internal, on_change: Callable[[], None]
+        self,
+        config: PlainConfig,
+        hosts: Sequence[str],
+        internal: Internal,
+        on_change: Callable[[], None],
+        directory: Path,
     ) -> None:
+        is_local = all(address.startswith("unix:") for address in hosts)
+        self.memory = TensorMemory(
+            directory if is_local else None, config.shared_memory_bytes, config.shared_memory_from_bytes
+        )
         self.models: dict[str, PlainModel] = {}
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
@@ -69,7 +81,13 @@ class OwnQueue:
         )
         future: asyncio.Future[host_pb.ItemDone] = self._loop.create_future()
 
+        loan = self.memory.borrow(order.num_bytes, len(layout.shapes))
+
         def answer(end: host_pb.ItemDone | Refused) -> None:
+            if loan is not None:  # no host holds it any more
+                if not (isinstance(end, Refused) or future.done()):
+                    _fetch(end, loan)
+                loan.give_back()
             if future.done():  # its caller has gone
                 return
             if isinstance(end, Refused):
@@ -78,7 +96,7 @@ class OwnQueue:
                 future.set_result(end)
 
         payload = host_pb.Item()
-        order.write(payload)
+        order.write(payload, loan)
         item_id = self._driver.submit(item, payload, answer)
         try:
             return await future
@@ -109,7 +127,16 @@ class OwnQueue:
     async def close(self) -> None:
         """See `Runner`."""
         await self._side.stop()
+        self.memory.close()
 
     def _changed(self) -> None:
         self.models = updated(self.models, self._side.models)
         self._on_change()
+
+
+def _fetch(done: host_pb.ItemDone, loan: Loan) -> None:
+    """Outputs that lie in shared memory come into the answer."""
+    for tensor in done.outputs:
+        if tensor.HasField("region"):
+            tensor.data = loan.get(tensor.region)
+            tensor.ClearField("region")

@@ -16,6 +16,7 @@ from steploom_gateway.oip.regions import Regions, Stretch
 from steploom_gateway.oip.tensors import stretch_of
 from steploom_gateway.plain.datatypes import field_of, raw_from_typed
 from steploom_gateway.plain.model import PlainModel, Shape, TensorSpec
+from steploom_gateway.plain.tensor_memory import Loan
 from steploom_gateway.validation import is_request_id
 from steploom_protos.inference import grpc_service_pb2 as pb
 from steploom_protos.worker.v1 import plain_pb2 as host_pb
@@ -56,16 +57,20 @@ class PlainOrder:
         """Of all inputs."""
         return sum(map(len, self.data))
 
-    def write(self, item: host_pb.Item) -> None:
-        """As a host has it."""
+    def write(self, item: host_pb.Item, loan: Loan | None = None) -> None:
+        """As a host has it, with the bytes of tensors in shared memory where a block of it is given."""
         layout = self.layout
         if self.request_id:
             item.request_id = self.request_id
         for place, shape in zip(layout.places, layout.shapes, strict=True):
             if place < 0:
                 item.inputs.add(is_absent=True)
-            else:
+            elif loan is None:
                 item.inputs.add(shape=shape, data=self.data[place])
+            else:
+                item.inputs.add(shape=shape, region=loan.put(self.data[place]))
+        if loan is not None:
+            item.output_region.CopyFrom(loan.output)
         if self.outputs:
             item.outputs.extend(self.outputs)
         for name, value in self.parameters.items():
