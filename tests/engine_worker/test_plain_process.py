@@ -35,7 +35,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield begin
     for process in processes:
         process.kill()
-        process.communicate()
+        if process.stderr is not None and not process.stderr.closed:
+            sys.stderr.write(process.communicate()[1])  # shown where a test has failed
 
 
 @pytest.fixture
