@@ -17,9 +17,14 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PYTHON = f"python{sysconfig.get_python_version()}"
-sys.path.append(str(_ROOT / ".venv-peer-mosec" / "lib" / _PYTHON / "site-packages"))  # behind our own
+_MOSEC = _ROOT / ".venv-peer-mosec"
+sys.path.append(str(_MOSEC / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"))  # behind our own
 
+# as Steploom's worker has it: threads of torch that wait sleep, and take no core from others
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+import mosec.runtime
 import numpy as np
 import torch
 from bench_model import Model as Counter
@@ -117,6 +122,8 @@ if __name__ == "__main__":
         *sys.argv[:1],
         *("--address", "127.0.0.1", "--port", str(said["port"]), "--timeout", "600000", "--log-level", "warning"),
     ]
+    # MOSEC looks for its program beside the interpreter, which is ours here
+    mosec.runtime.get_mosec_path = lambda: _MOSEC / "bin" / "mosec"
     server = Server()
     batching = {"max_batch_size": said["max_batch"], "max_wait_time": max(1, round(said["delay_ms"]))}
     if said["options"].get("a process each"):  # for each tier; between them the machine divides its cores

@@ -19,13 +19,14 @@ from steploom_benchmarks.environments import Missing, prepare, version_of
 from steploom_benchmarks.loads import LOADS
 from steploom_benchmarks.measuring import Comparison, Times, compare
 from steploom_benchmarks.peers import PEERS, Peer
-from steploom_benchmarks.server_process import ServerError
+from steploom_benchmarks.server_process import ServerError, end_in_order
 from steploom_benchmarks.tables import as_json, markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns 0 where every server was measured, 1 where one could not be or was wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    end_in_order()
     given = _parser().parse_args(arguments)
     peers = [PEERS[name] for name in given.peers or PEERS]
     failures: dict[str, str] = {}

@@ -14,7 +14,7 @@ from steploom_benchmarks.driving import Timings, check_answers, drive
 from steploom_benchmarks.loads import Load
 from steploom_benchmarks.peers import Peer, Setting
 from steploom_benchmarks.process_tree import Usage
-from steploom_benchmarks.server_process import ServerProcess
+from steploom_benchmarks.server_process import ServerError, ServerProcess
 
 _CHECK_ROUNDS = 4
 _LATE_SHARE = 0.02  # of an open loop's requests that may fail before a setting does not keep up
@@ -68,10 +68,17 @@ def compare(peer: Peer, load: Load, times: Times, sweeps: bool, say: Callable[[s
     settings = peer.settings(load)
     tried = []
     if sweeps and len(settings) > 1:
+        working = []
         for setting in settings:
             say(f"{peer.name}, {load.name}: trying {setting}")
-            tried.append(measure(peer, load, setting, times.warm_s / 2, times.sweep_s))
-        settings = [settings[best_of(load, tried)]]
+            try:
+                tried.append(measure(peer, load, setting, times.warm_s / 2, times.sweep_s))
+            except ServerError as error:  # a setting that does not come up is none to choose
+                say(str(error))
+                continue
+            working.append(setting)
+        if working:
+            settings = [working[best_of(load, tried)]]
     say(f"{peer.name}, {load.name}: {settings[0]}")
     return Comparison(peer.name, load.name, measure(peer, load, settings[0], times.warm_s, times.seconds), tried)
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import sysconfig
 import time
 from contextlib import suppress
@@ -23,10 +24,16 @@ from steploom_benchmarks.peers import Peer, Setting
 
 _SERVERS = Path(__file__).resolve().parents[1] / "servers"
 _COUNTS = struct.Struct("<QQ")  # batches, items; as in servers/bench_model.py
-_READY_S = 90.0
+_READY_S = 240.0
+_FIRST_ANSWER_S = 60.0  # long: a request that is given up may go on in the server
 _POLL_S = 0.1
 _END_S = 10.0
 _LAST_LINES = 15
+
+
+def end_in_order() -> None:
+    """SIGTERM ends this program as an exception does: the servers that it has started end too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 class ServerError(Exception):
@@ -99,7 +106,7 @@ class ServerProcess:
             if self._process.poll() is not None:
                 raise ServerError(f"{self._peer.name} ended with {self._process.returncode}:\n{self._last_words()}")
             try:
-                await asyncio.wait_for(caller.call(payload), 10)
+                await asyncio.wait_for(caller.call(payload), _FIRST_ANSWER_S)
                 return
             except (CallError, TimeoutError) as error:
                 last = str(error)
