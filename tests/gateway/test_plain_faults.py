@@ -166,3 +166,15 @@ async def test_models_are_loaded_and_unloaded(tmp_path: Path) -> None:
         assert (await house.stub.ModelInfer(identity_request(b"x"))).raw_output_contents[0] == b"x"
         unknown = await status_of(house.stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="other")))
         assert unknown.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_model_whose_folder_has_come_since_is_loaded_by_its_name(tmp_path: Path) -> None:
+    async with opened_plain(tmp_path, remote_model_control=True) as house:
+        house.host.configs["new"] = identity_config("new")
+        house.host.never_loaded.add("new")
+        error = await status_of(house.stub.ModelInfer(identity_request(b"x", model_name="new")))
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+        await house.stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="new"))
+        assert await eventually(lambda: house.gateway.plain.has("new"))
+        answer = await house.stub.ModelInfer(identity_request(b"x", model_name="new"))
+        assert answer.raw_output_contents[0] == b"x"

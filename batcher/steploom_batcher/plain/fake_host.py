@@ -43,6 +43,7 @@ class FakeHost(plain_pb2_grpc.ModelHostServicer):
     def __init__(self, configs: Sequence[model_config_pb2.ModelConfig], instances: int = 1) -> None:
         self.configs = {config.name: config for config in configs}
         self.loaded = set(self.configs)
+        self.never_loaded: set[str] = set()  # in the repository, and not told of
         self.instances = instances
         self.batches: list[pb.Batch] = []  # as they came
         self.delay_s = 0.0  # that each batch takes
@@ -79,7 +80,7 @@ class FakeHost(plain_pb2_grpc.ModelHostServicer):
         """See the .proto."""
         while True:
             changed = self._changed
-            models = [self._hosted(name) for name in sorted(self.configs)]
+            models = [self._hosted(name) for name in sorted(self.configs) if name not in self.never_loaded]
             yield pb.HostDescription(host_id="fake", models=models, is_draining=self.is_draining)
             await changed.wait()
 
@@ -109,6 +110,7 @@ class FakeHost(plain_pb2_grpc.ModelHostServicer):
         if request.name not in self.configs:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"the repository has no model {request.name!r}")
         self.loaded.add(request.name)
+        self.never_loaded.discard(request.name)
         self.change()
         return pb.LoadResponse(model=self._hosted(request.name))
 

@@ -126,7 +126,11 @@ class Repository:
         for keeper in self._keepers:
             if keeper.keeps(name):
                 return keeper
-        raise NotFound("model", name, [entry.name for keeper in self._keepers for entry in await keeper.entries()])
+        known = [entry.name for keeper in self._keepers for entry in await keeper.entries()]
+        for keeper in self._keepers:  # a folder that has come since the last look
+            if keeper.keeps(name):
+                return keeper
+        raise NotFound("model", name, known)
 
 
 def _check_repository(name: str) -> None:
