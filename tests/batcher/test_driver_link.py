@@ -11,7 +11,7 @@ import pytest
 
 from steploom_batcher import virtual_time
 from steploom_batcher.fake_worker import fake_model, fake_ready
-from steploom_batcher.messages import AdapterVersion, Admit, Free, Prepared, Ready, TickReport
+from steploom_batcher.messages import AdapterChanged, AdapterVersion, Admit, Free, Prepared, Ready, TickReport
 from steploom_batcher.types import Stage
 from steploom_batcher.worker_link import Backoff, WorkerLink
 from steploom_batcher.worker_wire import (
@@ -244,6 +244,9 @@ class _Heard:
         raise NotImplementedError
 
     def prepared(self, name: str, prepared: Prepared) -> None:
+        raise NotImplementedError
+
+    def adapter_changed(self, name: str, changed: AdapterChanged) -> None:
         raise NotImplementedError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from steploom_common.rpc import Shutdown
-from steploom_engine_worker.commands import Admit, Picture, Prepared, Tick, TickDone, TickStatus
+from steploom_engine_worker.commands import Admit, News, Picture, Prepared, Tick, TickDone, TickStatus
 from steploom_engine_worker.config import FakeConfig, WorkerConfig
 from steploom_engine_worker.engine import Costs, Done, MemoryUse, Pending, Stage
 from steploom_engine_worker.errors import FatalEngineError
@@ -90,9 +90,19 @@ def admit(slot: int) -> Admit:
     return Admit(str(slot), slot, "x", picture, None, 2, 7.5, 1.5, seed=slot)
 
 
+def prepared_into(told: queue.Queue[Prepared]) -> Callable[[News], None]:
+    """Puts what has been prepared into a queue, and nothing else that a worker tells."""
+
+    def hear(news: News) -> None:
+        if isinstance(news, Prepared):
+            told.put(news)
+
+    return hear
+
+
 def test_a_worker_without_jobs_prepares_all_and_tells(engine: Preparing, worker: Worker) -> None:
     told: queue.Queue[Prepared] = queue.Queue()
-    worker.open_session(lambda done: None, told.put)
+    worker.open_session(lambda done: None, prepared_into(told))
     assert worker.offer.progress == (0, 3)
     engine.may_go.release(100)
     news = [told.get(timeout=PATIENCE_S) for _ in CHEAPER]
@@ -123,7 +133,7 @@ def test_a_command_waits_for_one_preparation_at_most(engine: Preparing, worker: 
 def test_a_closed_session_is_told_nothing(engine: Preparing, worker: Worker) -> None:
     told: queue.Queue[Prepared] = queue.Queue()
     assert engine.next() == "prepare"
-    worker.close_session(worker.open_session(lambda done: None, told.put))
+    worker.close_session(worker.open_session(lambda done: None, prepared_into(told)))
     engine.may_go.release(100)
     while engine.next() != "nothing":
         pass

@@ -11,7 +11,7 @@ import pytest
 from steploom_batcher.config import SchedulerConfig
 from steploom_batcher.driver import Driver, key_of
 from steploom_batcher.fake_worker import FakeWorker, fake_model, fake_ready
-from steploom_batcher.messages import Payload, Picture
+from steploom_batcher.messages import AdapterChanged, Payload, Picture, TickReport
 from steploom_batcher.scheduler import Scheduler
 from steploom_batcher.types import JobSpec, SchedulerStats, Stage, StageCosts, Tick, WorkerProfile
 from steploom_batcher.virtual_time import run
@@ -53,7 +53,11 @@ class Service:
             self.worker_up(worker_id)
 
     def worker_up(self, worker_id: str) -> None:
-        worker = FakeWorker(COSTS[worker_id], lambda report: self.driver.report(worker_id, report))
+        def report(told: TickReport | AdapterChanged) -> None:
+            assert isinstance(told, TickReport), "no adapter comes or goes here"
+            self.driver.report(worker_id, told)
+
+        worker = FakeWorker(COSTS[worker_id], report)
         worker.poison |= self.poisoned
         self.workers[worker_id] = worker
         self.driver.worker_up(worker_id, fake_ready(COSTS[worker_id], SLOTS), worker)
