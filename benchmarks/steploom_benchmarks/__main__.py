@@ -91,14 +91,14 @@ def _write(
     folder: Path,
     arguments: Sequence[str],
 ) -> str:
+    packages = dict.fromkeys((peer.package, peer.environment) for peer in peers if peer.package)
+    versions = [f"{package} {version_of(package, environment)}" for package, environment in packages]
     circumstances = {
         "command": shlex.join(["python", "-m", "steploom_benchmarks", *arguments]),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {platform.python_version()}",
         "load average as it ended": f"{os.getloadavg()[0]:.1f}",
-        "versions": ", ".join(
-            f"{peer.package} {version_of(peer.package, peer.environment)}" for peer in peers if peer.package
-        ),
+        "versions": ", ".join(versions),
     }
     folder.mkdir(parents=True, exist_ok=True)
     text = markdown(comparisons, failures, circumstances)
