@@ -34,6 +34,7 @@ from steploom_gateway.plain.own_queue import OwnQueue
 from steploom_gateway.plain.runner import Runner
 from steploom_gateway.plain.shared_queue import SharedQueue
 from steploom_gateway.pool import CodecPool
+from steploom_gateway.scrape import Asked
 from steploom_gateway.service import ImageService
 from steploom_gateway.submission import Submissions
 from steploom_gateway.validation import image_bounds
@@ -102,8 +103,10 @@ class Gateway:
         self._metrics_server: MetricsServer | None = None
         self.port = 0  # once started
         self.metrics.watch_arena(lambda: self.loans.num_used)
-        self.metrics.show_also(TritonMetrics(lambda: self.batcher.catalogue, self.metrics.tally))
-        self.metrics.show_also(RelayedMetrics(self.batcher.metrics, METRICS_TIMEOUT_S, asyncio.get_running_loop()))
+        loop = asyncio.get_running_loop()
+        plain_counts = Asked(self.plain.counts, METRICS_TIMEOUT_S, loop)
+        self.metrics.show_also(TritonMetrics(lambda: self.batcher.catalogue, self.metrics.tally, plain_counts))
+        self.metrics.show_also(RelayedMetrics(Asked(self.batcher.metrics, METRICS_TIMEOUT_S, loop)))
 
     def __repr__(self) -> str:
         return f"Gateway({self._config.listen}, {self.service!r}, {self.batcher!r}, {self.loans!r})"

@@ -10,9 +10,14 @@ import pytest
 from gateway_house import House, eventually, opened, request, status_of
 from live_metrics import Live, families, live, rows_of_page, scrape, value
 from prometheus_client import generate_latest
+from served_plain import identity_request, opened_plain
 
 from steploom_batcher.messages import TickReport
+from steploom_batcher.plain.config import PlainConfig
+from steploom_batcher.plain.fake_host import INVALID, POISON, FakeHost, identity_config
+from steploom_batcher.plain.statistics import CAUSES
 from steploom_batcher.types import Key, Outcome, Stage, Status, Tick
+from steploom_gateway.oip.metrics import _PLAIN_REASONS, REASONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "metrics.md"
@@ -28,9 +33,12 @@ async def have_all(here: Live) -> None:
 
 
 async def test_the_page_lists_what_is_shown_and_nothing_else(tmp_path: Path) -> None:
-    async with live(tmp_path) as here:
+    host = FakeHost([identity_config()])
+    await host.start(f"unix:{tmp_path}/host.sock")
+    async with live(tmp_path, hosts=[f"unix:{tmp_path}/host.sock"]) as here:
         await have_all(here)
         text = await here.scrape()
+    await host.stop()
     listed = {line for line in PAGE.read_text().splitlines() if line.startswith("| `")}
     assert rows_of_page(text) == listed
 
@@ -91,6 +99,43 @@ async def test_failures_have_tritons_reasons(house: House, fields: dict[str, Any
     assert value(text, "nv_inference_request_failure", model="fake", reason=reason) == 1
     assert value(text, "nv_inference_request_failure", model="fake") == 1
     assert value(text, "nv_inference_request_success", model="fake") == 0
+
+
+@pytest.mark.parametrize("queue", ["gateway", "batcher"])
+async def test_plain_models_have_tritons_figures(tmp_path: Path, queue: str) -> None:
+    configs = [identity_config(), identity_config("unasked")]
+    async with opened_plain(tmp_path, configs, plain=PlainConfig(queue=queue), metrics_listen="127.0.0.1:0") as plain:
+        plain.host.may_run.clear()
+        calls = [asyncio.ensure_future(plain.stub.ModelInfer(identity_request(b"ab", rows=2)))]
+        assert await eventually(lambda: len(plain.host.batches) == 1)
+        others = (identity_request(b"c"), identity_request(POISON), identity_request(INVALID))
+        calls += [asyncio.ensure_future(plain.stub.ModelInfer(one)) for one in others]
+        assert await eventually(lambda: plain.num_requests == 4)
+        text = await scrape(plain.gateway.metrics_port)
+        assert value(text, "nv_inference_pending_request_count", model="identity", version="1") == 3
+        assert value(text, "nv_inference_request_success", model="identity", version="1") == 0
+        calls[1].cancel()
+        assert await eventually(lambda: plain.num_requests == 3)
+        plain.host.may_run.set()
+        await asyncio.gather(*calls, return_exceptions=True)
+        text = await scrape(plain.gateway.metrics_port)
+    of = {"model": "identity", "version": "1"}
+    assert value(text, "nv_inference_pending_request_count", **of) == 0
+    assert value(text, "nv_inference_request_success", **of) == 1
+    assert value(text, "nv_inference_count", **of) == 2
+    assert value(text, "nv_inference_exec_count", **of) == len(plain.host.batches) == 3
+    assert value(text, "nv_inference_compute_input_duration_us", **of) == 1
+    assert value(text, "nv_inference_compute_infer_duration_us", **of) == 2
+    assert value(text, "nv_inference_compute_output_duration_us", **of) == 3
+    queued, total = (value(text, f"nv_inference_{part}_duration_us", **of) for part in ("queue", "request"))
+    assert total > queued >= 0
+    failures = {reason: value(text, "nv_inference_request_failure", **of, reason=reason) for reason in REASONS}
+    assert failures == {"REJECTED": 0, "CANCELED": 1, "BACKEND": 1, "OTHER": 1}
+    assert value(text, "nv_inference_request_success", model="unasked", version="1") == 0
+
+
+def test_every_cause_has_a_reason() -> None:
+    assert {cause for cause in CAUSES if cause not in _PLAIN_REASONS} == {"invalid", "too_large"}
 
 
 async def test_a_request_that_was_cancelled_is_no_rejection(house: House) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,8 +53,8 @@ async def scrape(port: int) -> str:
 
 
 @asynccontextmanager
-async def live(folder: Path, tracer: Tracer = NO_TRACER) -> AsyncIterator[Live]:
-    """Gateway, batcher and worker on sockets in `folder`."""
+async def live(folder: Path, tracer: Tracer = NO_TRACER, hosts: Sequence[str] = ()) -> AsyncIterator[Live]:
+    """Gateway, batcher and worker on sockets in `folder`, and model hosts that are there."""
     ready = replace(fake_ready(flat_costs(0.001, 0.0005, 0.001)), memory=Memory(1000, 500, 20, 10))
     worker = await serve_fake_worker(f"unix:{folder}/w.sock", FakeWorkerService(ready))
     batcher = BatcherServer(BatcherConfig(), f"unix:{folder}/b.sock", [f"unix:{folder}/w.sock"], tracer=tracer)
@@ -62,11 +62,11 @@ async def live(folder: Path, tracer: Tracer = NO_TRACER) -> AsyncIterator[Live]:
     config = GatewayConfig(
         listen="127.0.0.1:0", metrics_listen="127.0.0.1:0", batcher=f"unix:{folder}/b.sock", poll_s=0.05, arena_blocks=4
     )
-    gateway = Gateway(config, folder, tracer=tracer)
+    gateway = Gateway(config, folder, tracer=tracer, hosts=hosts)
     await gateway.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{gateway.port}") as channel:
-            assert await eventually(lambda: gateway.batcher.is_serving)
+            assert await eventually(lambda: gateway.batcher.is_serving and (gateway.plain.is_ready or not hosts))
             yield Live(gateway, batcher, image_pb2_grpc.ImageServiceStub(channel))
     finally:
         await gateway.close()

@@ -149,6 +149,7 @@ class PlainDriver:
             self._scheduler.withdraw(host, model, gone.format(model=model.name))
         for model, (settings, instances) in offers.items():
             self._scheduler.offer(host, model, settings, instances)
+            self._of(model)  # it is shown at 0 before its first request
         self._offers[host] = set(offers)
         self._pump_soon()
 

@@ -157,6 +157,16 @@ class PlainInference:
             statistics(known.get(key) or batcher_pb.PlainModelStatistics(name=key[0], version=key[1])) for key in wanted
         ]
 
+    async def counts(self) -> Sequence[batcher_pb.PlainModelStatistics]:
+        """Of every version that is or was served, at 0 from the start; none where there is no such model.
+
+        Raises:
+            Unavailable: the queue cannot be reached.
+        """
+        if not self._runner.models:
+            return []
+        return list((await self._call(self._runner.statistics())).models)
+
     def keeps(self, name: str) -> bool:
         """See `repository.Keeper`."""
         return name in self._runner.models or name in self._index
