@@ -30,7 +30,8 @@ from plain_house import (
 
 from steploom_common.arena import Arena, ArenaViews, default_directory
 from steploom_engine_worker.plain.instance import Instance
-from steploom_engine_worker.plain.program import Origin, forget
+from steploom_engine_worker.plain.program import Origin
+from steploom_engine_worker.plain.program_loader import forget
 from steploom_engine_worker.plain.repository import Repository
 from steploom_engine_worker.plain.spec import Placement
 from steploom_engine_worker.plain.work import Work

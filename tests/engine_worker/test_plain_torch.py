@@ -19,7 +19,8 @@ import torch
 from plain_house import EXAMPLES, item, numbers, open_house
 
 from steploom_engine_worker.plain.errors import BrokenModel, WrongOutput
-from steploom_engine_worker.plain.program import FORCE_WEIGHTS_ONLY, Origin, Parameters, Program, load_program
+from steploom_engine_worker.plain.program import FORCE_WEIGHTS_ONLY, Origin, Parameters, Program
+from steploom_engine_worker.plain.program_loader import load_program
 from steploom_engine_worker.plain.repository import Repository
 from steploom_engine_worker.plain.spec import Placement
 from steploom_protos.inference import model_config_pb2

@@ -14,7 +14,8 @@ from steploom_engine_worker.errors import is_fatal, is_refused_memory
 from steploom_engine_worker.plain.errors import WrongItem, WrongOutput
 from steploom_engine_worker.plain.inputs import Gatherer
 from steploom_engine_worker.plain.outputs import Answerer, Pieces, entry, executed
-from steploom_engine_worker.plain.program import Origin, Parameters, Program, load_program
+from steploom_engine_worker.plain.program import Origin, Parameters, Program
+from steploom_engine_worker.plain.program_loader import load_program
 from steploom_engine_worker.plain.spec import Placement
 from steploom_engine_worker.plain.warm_up_config import WarmUp
 from steploom_engine_worker.plain.work import Work, tell

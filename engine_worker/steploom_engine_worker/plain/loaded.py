@@ -12,7 +12,8 @@ from steploom_common.arena import ArenaViews
 from steploom_engine_worker.plain.errors import BrokenModel
 from steploom_engine_worker.plain.instance import Instance, Queue
 from steploom_engine_worker.plain.placement import placements
-from steploom_engine_worker.plain.program import Origin, forget
+from steploom_engine_worker.plain.program import Origin
+from steploom_engine_worker.plain.program_loader import forget
 from steploom_engine_worker.plain.repository import Source
 from steploom_engine_worker.plain.spec import Placement
 from steploom_engine_worker.plain.work import Work

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from steploom_engine_worker.plain.datatypes import Array
-from steploom_engine_worker.plain.errors import BrokenModel
-from steploom_engine_worker.plain.model_config import PYTHON
-from steploom_engine_worker.plain.spec import ModelSpec, Placement
+from steploom_engine_worker.plain.spec import ModelSpec
 
 # In the environment, "1": torch.load takes tensors and plain values alone, whatever its caller says.
 FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -66,28 +64,3 @@ class Origin:
     file: Path
     module_name: str  # under which code of a file is known: no two loads share one
     lock: threading.Lock = field(default_factory=threading.Lock)  # of what its instances share
-
-
-def load_program(origin: Origin, placement: Placement) -> Program:
-    """Reads a model into memory. Blocks.
-
-    Raises:
-        BrokenModel: it cannot be loaded.
-    """
-    if origin.backend == PYTHON:
-        from steploom_engine_worker.plain.python_program import PythonProgram
-
-        return PythonProgram(origin, placement)
-    try:
-        from steploom_engine_worker.plain.torch_program import load_torch_program  # torch takes seconds and memory
-    except ImportError as error:
-        raise BrokenModel(origin.backend, f"needs torch, which cannot be loaded: {error}") from error
-    return load_torch_program(origin, placement)
-
-
-def forget(origin: Origin) -> None:
-    """Lets go what instances have shared; none is left."""
-    if origin.backend == PYTHON:
-        from steploom_engine_worker.plain.python_program import forget_module
-
-        forget_module(origin.module_name)
