@@ -68,6 +68,7 @@ class Plan:
     batcher: str
     workers: tuple[str, ...]
     local: str = ""  # the gateway's plain socket for this user; empty: none
+    has_hosts: bool = False  # of plain models
 
     def services(self, pid: int) -> Services:
         """What the other commands need to know."""
@@ -103,6 +104,7 @@ def plan(config: SteploomConfig, runtime: RuntimeDir) -> Plan:
         batcher=batcher,
         workers=workers,
         local=gateway.local,
+        has_hosts=bool(hosts),
     )
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import grpc
 from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from steploom.access import Tls
 from steploom.channel import DEFAULT_ADDRESS
 from steploom.exit_codes import CommandError, ExitCode
 from steploom.health import check
+from steploom.plain_models import ModelLine, plain_models
 from steploom.runtime import RuntimeDir
 from steploom_common.rpc import INTERNAL_OPTIONS
 from steploom_protos.batcher.v1 import batcher_pb2 as pb
@@ -31,6 +34,7 @@ class Snapshot:
     gateway_health: str  # of grpc.health.v1, or "unreachable"
     batcher: str  # address
     status: pb.StatusResponse | None  # None: the batcher cannot be reached
+    models: Sequence[ModelLine] = ()  # plain ones
 
     @property
     def is_serving(self) -> bool:
@@ -44,7 +48,9 @@ def take_snapshot(runtime: RuntimeDir, gateway: str | None, tls: Tls | None = No
     probe = gateway or (services.local if services and tls is None else "")
     gateway = gateway or (services.gateway if services else DEFAULT_ADDRESS)
     batcher = services.batcher if services else runtime.address("batcher")
-    return Snapshot(gateway, check(probe or gateway, tls), batcher, _batcher_status(batcher))
+    status = _batcher_status(batcher)
+    models = [] if status is None else plain_models(batcher, _ANSWER_S)
+    return Snapshot(gateway, check(probe or gateway, tls), batcher, status, models)
 
 
 def run_status(runtime: RuntimeDir, gateway: str | None, as_json: bool, tls: Tls | None = None) -> None:
@@ -74,6 +80,7 @@ def as_table(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "gateway": {"address": snapshot.gateway, "health": snapshot.gateway_health},
         "batcher": {"address": snapshot.batcher, "status": None if status is None else _plain(status)},
+        "plain_models": [asdict(model) for model in snapshot.models],
     }
 
 
@@ -91,7 +98,8 @@ def _batcher_status(address: str) -> pb.StatusResponse | None:
 
 def _print(snapshot: Snapshot, status: pb.StatusResponse) -> None:
     console = Console()
-    for table in (_services(snapshot, status), _tiers(status), _counters(status)):
+    models = [models_table(snapshot.models)] if snapshot.models else []
+    for table in (_services(snapshot, status), *models, _tiers(status), _counters(status)):
         console.print(table)
         console.print()
 
@@ -121,6 +129,14 @@ def worker_state(worker: pb.StatusResponse.WorkerStatus) -> str:
         return "leaving"
     done, total = worker.progress.done, worker.progress.total
     return f"up, {done} of {total} forms recorded" if done < total else "up"
+
+
+def models_table(models: Sequence[ModelLine]) -> Table:
+    """Plain models: what they are, and why they are not ready."""
+    table = Table("plain model", "version", "state", "reason", box=None, pad_edge=False)
+    for model in models:
+        table.add_row(*(Text(word) for word in (model.name, model.version, model.state, model.reason)))
+    return table
 
 
 def _tiers(status: pb.StatusResponse) -> Table:

@@ -16,9 +16,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from steploom.channel import local
 from steploom.config import SteploomConfig
 from steploom.control import listening
 from steploom.exit_codes import CommandError, ExitCode
+from steploom.plain_models import plain_models, ready_words
 from steploom.plan import Plan, plan, with_free_ports
 from steploom.runtime import AlreadyRunning, RuntimeDir
 from steploom.service import NotReplaced, Service
@@ -30,6 +32,7 @@ from steploom_common.settings import ConfigError, replace, to_toml
 log = logging.getLogger(__name__)
 
 _CHECK_S = 120.0  # for a look at the machine, libraries of a GPU included
+_ANSWER_S = 2.0  # for the names of plain models
 _NAME_WIDTH = 9  # of the prefix of a log line: "worker-99"
 
 
@@ -116,7 +119,7 @@ async def _supervise(
             log.info("all services are ready, the gateway at %s", config.gateway.listen)
         else:
             with suppress(OSError):  # a full disk under the log ends no service
-                _print_ready(services, config)
+                _print_ready(services, planned, config)
         if ready is not None:
             ready()
 
@@ -197,7 +200,7 @@ def _write(line: str) -> None:
         sys.stderr.flush()
 
 
-def _print_ready(services: Sequence[Service], config: SteploomConfig) -> None:
+def _print_ready(services: Sequence[Service], planned: Plan, config: SteploomConfig) -> None:
     table = Table("service", "state", "pid", "address", box=None, pad_edge=False)
     for service in services:
         table.add_row(service.spec.name, service.life.state.value, str(service.pid or ""), service.spec.address)
@@ -205,4 +208,7 @@ def _print_ready(services: Sequence[Service], config: SteploomConfig) -> None:
         table.add_row("metrics", "", "", f"http://{config.gateway.metrics_listen}/metrics")
     console = Console(stderr=True)
     console.print(table)
-    console.print('ready; try: steploom edit IMAGE "put on sunglasses" -o OUT.png', highlight=False)
+    words = ['try: steploom edit IMAGE "put on sunglasses" -o OUT.png'] if planned.workers else []
+    if planned.has_hosts:
+        words.append(ready_words(plain_models(planned.batcher, _ANSWER_S), local(config.gateway.listen)))
+    console.print("\n".join(f"ready; {line}" for line in words), highlight=False, markup=False, soft_wrap=True)

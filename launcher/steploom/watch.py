@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from steploom.status import Snapshot, worker_state
+from steploom.status import Snapshot, models_table, worker_state
 from steploom_protos.batcher.v1 import batcher_pb2 as pb
 from steploom_protos.worker.v1 import worker_pb2
 
@@ -82,9 +82,9 @@ def screen(before: Look | None, now: Look) -> RenderableType:
     seconds = now.at_s - before.at_s if before else 0.0
     state = "draining" if status.is_draining else "up"
     title = Text(f"gateway {_words(snapshot.gateway_health)} at {snapshot.gateway}, batcher {state}; Ctrl-C ends this")
-    return Group(
-        title, Text(), _workers(old, status, seconds), Text(), _tiers(status), Text(), _counters(old, status, seconds)
-    )
+    models = (models_table(snapshot.models), Text()) if snapshot.models else ()
+    workers, counters = _workers(old, status, seconds), _counters(old, status, seconds)
+    return Group(title, Text(), workers, Text(), *models, _tiers(status), Text(), counters)
 
 
 def watch(

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from certificates import authority, needs_openssl, signed
 from PIL import Image
+from plain_house import write_model
 
 from steploom import Client, PermissionDenied, Tls, Unauthenticated
 from steploom.exit_codes import ExitCode
@@ -266,6 +267,26 @@ import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """
+
+
+def test_plain_models_alone_are_named_and_their_state_is_shown(folder: Path) -> None:
+    write_model(folder / "models", "doubled")
+    write_model(folder / "models", "broken", code="raise ValueError('no [such] file')")
+    system = System(folder, "--listen", "127.0.0.1:0", "--models", str(folder / "models"), "--workers", "0")
+    try:
+        address = system.ready()
+        eventually(lambda: "\nready; " in system.log.read_text())
+        (line,) = [line for line in system.log.read_text().splitlines() if line.startswith("ready; ")]
+        assert line == (f"ready; Open Inference Protocol at {address}: doubled; not ready: 1, see steploom status")
+        broken, doubled = answered_status(system.runtime)["plain_models"]
+        assert doubled == {"name": "doubled", "version": "1", "state": "ready", "reason": ""}
+        assert (broken["name"], broken["version"], broken["state"]) == ("broken", "", "unavailable")
+        assert "no [such] file" in broken["reason"]
+        rows = [row.split() for row in status_words(system.runtime).splitlines()]
+        assert ["doubled", "1", "ready"] in rows
+        assert ["plain", "model", "version", "state", "reason"] in rows
+    finally:
+        system.end()
 
 
 def test_no_service_outlives_a_killed_supervisor(system: System) -> None:
