@@ -367,3 +367,17 @@ def test_what_a_configuration_says() -> None:
     assert [settings.level(priority) for priority in (0, 1, 3, 4)] == [2, 1, 3, 2]
     assert not read_settings(pb.ModelConfig(max_batch_size=8)).is_batched
     assert not read_settings(pb.ModelConfig(dynamic_batching=BATCHING())).is_batched
+
+
+def test_a_model_that_is_closed_runs_what_it_has_and_takes_no_more() -> None:
+    rig = Rig(max_rows=1)
+    for _ in range(3):
+        rig.put()
+    assert rig.go() == [(1,)]
+    rig.scheduler.close("m")
+    assert rig.put() == Refused(Cause.NO_MODEL, "model m is being unloaded", 1.0)
+    assert [rig.end(), rig.end(), rig.end()] == [[(2,)], [(3,)], []]
+    assert not rig.dropped
+    rig.scheduler.reopen("m")
+    rig.put()
+    assert rig.go() == [(5,)]

@@ -168,6 +168,68 @@ async def test_models_are_loaded_and_unloaded(tmp_path: Path) -> None:
         assert unknown.code() is grpc.StatusCode.NOT_FOUND
 
 
+def load(house: PlainHouse, name: str) -> asyncio.Future[Any]:
+    return asyncio.ensure_future(house.stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=name)))
+
+
+def unload(house: PlainHouse, name: str = "identity") -> asyncio.Future[Any]:
+    return asyncio.ensure_future(house.stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name=name)))
+
+
+@pytest.mark.parametrize("queue", ["gateway", "batcher"])
+async def test_what_waits_runs_before_its_model_is_unloaded(tmp_path: Path, queue: str) -> None:
+    config, other = identity_config(max_batch_size=1), identity_config("other")
+    plain = PlainConfig(queue=queue, drain_s=3600)
+    async with opened_plain(tmp_path, [config, other], plain=plain, remote_model_control=True) as house:
+        calls = await held(house, identity_request(b"a"), identity_request(b"b"))
+        unloading = unload(house)
+        assert await eventually(lambda: not house.gateway.plain.is_model_ready("identity", ""))
+        error = await status_of(house.stub.ModelInfer(identity_request()))
+        assert (error.code().name, error.details()) == (
+            "UNAVAILABLE",
+            "model identity is unavailable: it is being unloaded",
+        )
+        again = await status_of(load(house, "identity"))
+        assert again.code() is grpc.StatusCode.ALREADY_EXISTS
+        await unload(house)  # nothing is left to be done
+        index = await house.stub.RepositoryIndex(pb.RepositoryIndexRequest())
+        assert [(row.name, row.state) for row in index.models] == [("identity", "UNLOADING"), ("other", "READY")]
+        assert house.gateway.plain.is_model_ready("other", "")
+        assert house.host.loaded == {"identity", "other"}
+        house.host.may_run.set()
+        assert await codes(calls) == ["OK", "OK", "OK"]
+        await unloading
+        assert house.host.loaded == {"other"}
+        await load(house, "identity")
+        assert await eventually(lambda: house.gateway.plain.is_model_ready("identity", ""))
+        assert (await house.stub.ModelInfer(identity_request(b"x"))).raw_output_contents[0] == b"x"
+
+
+@pytest.mark.parametrize("queue", ["gateway", "batcher"])
+async def test_an_unload_waits_no_longer_than_the_drain_and_goes_on_without_its_caller(
+    tmp_path: Path, queue: str
+) -> None:
+    plain = PlainConfig(queue=queue, drain_s=0.2)
+    config = identity_config(max_batch_size=1)
+    async with opened_plain(tmp_path, [config], plain=plain, remote_model_control=True) as house:
+        calls = await held(house, identity_request(b"a"))
+        unloading = unload(house)
+        assert await eventually(lambda: not house.gateway.plain.is_ready)
+        unloading.cancel()
+        assert await eventually(lambda: calls[1].done())
+        house.host.may_run.set()
+        assert await codes(calls) == ["OK", "UNAVAILABLE"]
+        assert house.host.loaded == set()
+
+
+async def test_a_model_that_its_host_does_not_unload_takes_requests_again(tmp_path: Path) -> None:
+    async with opened_plain(tmp_path, remote_model_control=True) as house:
+        house.host.loaded.clear()  # which nobody is told of
+        error = await status_of(unload(house))
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+        assert (await house.stub.ModelInfer(identity_request(b"x"))).raw_output_contents[0] == b"x"
+
+
 async def test_a_model_whose_folder_has_come_since_is_loaded_by_its_name(tmp_path: Path) -> None:
     async with opened_plain(tmp_path, remote_model_control=True) as house:
         house.host.configs["new"] = identity_config("new")

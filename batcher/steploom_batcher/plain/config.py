@@ -59,3 +59,10 @@ class PlainConfig(PlainSchedulerConfig):
     batch_timeout_s: float = setting(
         120.0, "seconds without an answer to any batch after which a host counts as lost", above=0, at_most=86_400
     )
+    drain_s: float = setting(
+        30.0,
+        "seconds for what waits for a model that is unloaded to run first; and for batches of the host of `models` to "
+        "end once asked to stop",
+        at_least=0,
+        at_most=3600,
+    )

@@ -64,6 +64,14 @@ class _Sent:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """A model that takes no requests any more."""
+
+    items: set[int]  # its requests that wait or run
+    is_idle: asyncio.Event
+
+
 class PlainDriver:
     """Runs the scheduler on the event loop.
 
@@ -87,6 +95,7 @@ class PlainDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
+        self._leaving: list[_Leaving] = []
         self.statistics: dict[Version, ModelStatistics] = {}
 
     def __repr__(self) -> str:
@@ -188,6 +197,19 @@ class PlainDriver:
         """Returns when no request waits or runs."""
         await self._idle.wait()
 
+    def close_model(self, name: str) -> asyncio.Event:
+        """A model takes no requests any more; set when none of it waits or runs."""
+        self._scheduler.close(name)
+        items = {item_id for item_id, request in self._requests.items() if request.item.model.name == name}
+        self._leaving.append(_Leaving(items, asyncio.Event()))
+        is_idle = self._leaving[-1].is_idle
+        self._look_after_leaving()
+        return is_idle
+
+    def reopen_model(self, name: str) -> None:
+        """It takes requests again, where it is served."""
+        self._scheduler.reopen(name)
+
     def cancel_all(self) -> None:
         """Ends all requests."""
         for item_id in list(self._requests):
@@ -268,6 +290,15 @@ class PlainDriver:
             request.answer(dropped.refused)
         if not self._requests:
             self._idle.set()
+        if self._leaving:
+            self._look_after_leaving()
+
+    def _look_after_leaving(self) -> None:
+        for leaving in self._leaving:
+            leaving.items.intersection_update(self._requests)
+            if not leaving.items:
+                leaving.is_idle.set()
+        self._leaving = [leaving for leaving in self._leaving if leaving.items]
 
     def _arm(self) -> None:
         wake_at = self._scheduler.wake_at()

@@ -63,6 +63,7 @@ class PlainScheduler:
         self._items: dict[int, Waiting] = {}  # that wait or run
         self._batches: dict[int, _Running] = {}
         self._ids = itertools.count(1)
+        self._leaving: set[str] = set()  # models that take no requests any more
         self._is_draining = False
 
     def __repr__(self) -> str:
@@ -119,6 +120,14 @@ class PlainScheduler:
             if served.instances.pop(host, None) is not None and not served.instances:
                 served.lost_at = now
 
+    def close(self, name: str) -> None:
+        """No version of a model takes requests any more; those that are taken run."""
+        self._leaving.add(name)
+
+    def reopen(self, name: str) -> None:
+        """It takes requests again, where it is served."""
+        self._leaving.discard(name)
+
     def drain(self) -> None:
         """Takes no requests any more; those that are taken run."""
         self._is_draining = True
@@ -127,6 +136,8 @@ class PlainScheduler:
         """Takes a request, or says why not."""
         if self._is_draining:
             return Refused(Cause.DRAINING, "the batcher is draining", _RETRY_S)
+        if item.model.name in self._leaving:
+            return Refused(Cause.NO_MODEL, f"model {item.model.name} is being unloaded", _RETRY_S)
         served = self._models.get(item.model)
         if served is None:
             return Refused(Cause.NO_MODEL, f"no host serves {item.model.name}", _RETRY_S)

@@ -270,7 +270,8 @@ class PlainInference:
     def _version(self, model: PlainModel, version: str) -> int:
         """The number of a version that is served; the newest for an empty one."""
         if not model.is_ready:
-            raise Unavailable(f"model {model.name} is unavailable: {model.reason or 'it is being loaded'}")
+            doing = "unloaded" if model.state == host_pb.MODEL_STATE_UNLOADING else "loaded"
+            raise Unavailable(f"model {model.name} is unavailable: {model.reason or f'it is being {doing}'}")
         if not version:
             return model.versions[-1]
         if not version.isascii() or not version.isdigit() or int(version[:20]) not in model.versions:
