@@ -144,7 +144,8 @@ def _hosts(config: SteploomConfig, runtime: RuntimeDir, table: tuple[str, ...]) 
     address = runtime.address("models")
     repository = str(Path(config.plain.models).expanduser().absolute())
     command = ("-m", "steploom_engine_worker.plain", *table, "--repository", repository, "--address", address)
-    return (ServiceSpec("models", address, command),)
+    settings = ("--threads", str(config.plain.threads), "--drain-s", str(config.plain.drain_s))
+    return (ServiceSpec("models", address, (*command, *settings)),)
 
 
 def _gateway(config: SteploomConfig, runtime: RuntimeDir, *arguments: str) -> ServiceSpec:

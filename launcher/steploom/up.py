@@ -64,7 +64,8 @@ def _within_the_grace(config: SteploomConfig) -> SteploomConfig:
     gateway = replace(config.gateway, drain_s=min(config.gateway.drain_s, grace_s))
     batcher = replace(config.batcher, drain_s=min(config.batcher.drain_s, grace_s))
     worker = replace(config.worker, drain_s=min(config.worker.drain_s, grace_s))
-    return replace(config, gateway=gateway, batcher=batcher, worker=worker)
+    plain = replace(config.plain, drain_s=min(config.plain.drain_s, grace_s))
+    return replace(config, gateway=gateway, batcher=batcher, worker=worker, plain=plain)
 
 
 def _run_locked(config: SteploomConfig, runtime: RuntimeDir, ready: Callable[[], None] | None) -> ExitCode:

@@ -12,9 +12,12 @@ from steploom.channel import local
 from steploom.config import SteploomConfig, UpConfig
 from steploom.plan import plan, with_free_ports
 from steploom.runtime import AlreadyRunning, RuntimeDir, Services
+from steploom.up import _within_the_grace
 from steploom_batcher.config import BatcherConfig
 from steploom_batcher.plain.config import PlainConfig
 from steploom_common.settings import ConfigError, replace
+from steploom_engine_worker.plain.__main__ import _parser
+from steploom_engine_worker.plain.config import HostConfig
 from steploom_gateway.config import GatewayConfig, host_and_port
 from steploom_gateway.server import Gateway
 
@@ -144,6 +147,16 @@ def test_a_folder_of_plain_models_gets_a_host_that_gateway_and_batcher_know(tmp_
     for service in (gateway, batcher):
         named = [service.command[at + 1] for at, word in enumerate(service.command) if word == "--host"]
         assert named == ["unix:/far.sock", host.address]
+
+
+def test_the_host_of_plain_models_has_its_settings_and_ends_within_the_grace(tmp_path: Path) -> None:
+    plain = PlainConfig(models=str(tmp_path / "models"), threads=3, drain_s=20.0)
+    for grace_s, drain_s in ((60.0, 20.0), (5.0, 5.0)):
+        config = _within_the_grace(SteploomConfig(plain=plain, up=UpConfig(drain_s=grace_s)))
+        *_, host = plan(config, RuntimeDir(tmp_path)).groups[-1]
+        options = _parser().parse_args(host.command[2:])
+        assert (options.threads, options.drain_s) == (3, drain_s)
+        HostConfig(options.repository, (), options.threads, options.drain_s)  # it takes them
 
 
 def test_without_workers_there_must_be_plain_models(tmp_path: Path) -> None:

@@ -41,6 +41,12 @@ class PlainConfig(PlainSchedulerConfig):
     models: str = setting(
         "", "folder of plain models, a folder for each; `steploom up` starts a host for it; empty: none"
     )
+    threads: int = setting(
+        0,
+        "CPU threads that one call of a torch program uses in the host of `models`; 0: as many as torch chooses",
+        at_least=0,
+        at_most=1024,
+    )
     hosts: tuple[str, ...] = setting((), "addresses of model hosts that run elsewhere; all have the same models")
     queue: str = setting(
         "gateway",
