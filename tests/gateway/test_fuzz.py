@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -152,7 +153,7 @@ def test_any_picture() -> None:
     seed = time.time_ns() % 2**32 if DEPTH else 1
     done = subprocess.run(
         [sys.executable, image_fuzzer.__file__, str(PICTURES), str(seed)],
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        env={**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(Path(image_fuzzer.__file__).parent)},
         capture_output=True, text=True, timeout=5 * ANSWER_S * max(1, DEPTH),
     )  # fmt: skip
     assert done.returncode == 0, f"seed {seed}: {done.stderr}"

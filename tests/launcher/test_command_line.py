@@ -51,7 +51,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs a command in this process: it is the same `main`, without the start of an interpreter."""
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("STEPLOOM_RUNTIME_DIR", "/nonexistent")
+    monkeypatch.setenv("STEPLOOM_RUNTIME_DIR", "/proc/nonexistent")
 
     def invoke(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["steploom", *map(str, arguments)])

@@ -40,7 +40,7 @@ def gateway() -> Iterator[FakeGateway]:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Runs a command below `steploom load` in this process; its exit code and what it said."""
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("STEPLOOM_RUNTIME_DIR", "/nonexistent")
+    monkeypatch.setenv("STEPLOOM_RUNTIME_DIR", "/proc/nonexistent")
     monkeypatch.chdir(tmp_path)
 
     def invoke(command: str, *arguments: object) -> tuple[int, str]:
@@ -216,7 +216,7 @@ def test_a_signal_ends_it_with_a_report_of_what_there_was(tmp_path: Path, comman
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"STEPLOOM_RUNTIME_DIR": "/nonexistent"},
+            env=os.environ | {"STEPLOOM_RUNTIME_DIR": "/proc/nonexistent"},
         )
         deadline = time.monotonic() + PATIENCE_S
         try:

@@ -97,7 +97,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Runs a command in this process; its exit code and what it said."""
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("STEPLOOM_RUNTIME_DIR", "/nonexistent")
+    monkeypatch.setenv("STEPLOOM_RUNTIME_DIR", "/proc/nonexistent")
 
     def invoke(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["steploom", *map(str, arguments)])

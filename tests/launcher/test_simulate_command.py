@@ -39,7 +39,7 @@ Run = Callable[..., Done]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("STEPLOOM_RUNTIME_DIR", "/nonexistent")
+    monkeypatch.setenv("STEPLOOM_RUNTIME_DIR", "/proc/nonexistent")
 
     def invoke(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["steploom", *map(str, arguments)])
